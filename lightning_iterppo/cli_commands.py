@@ -1,0 +1,283 @@
+"""One function a command. What needs torch is imported inside, so that `iterppo show` and `--help` start at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import ModuleType
+
+from lightning_iterppo import cli_output as output
+from lightning_iterppo.composition import available_groups, available_recipes, compose, load_recipe, to_yaml
+from lightning_iterppo.config import Recipe
+from lightning_iterppo.errors import ConfigError, RunDirectoryError
+
+#: The run directory that the first process chose, for the processes that it starts: their clocks would choose others.
+RUN_VARIABLE = "ITERPPO_RUN"
+RECIPE_FILE = "recipe.yaml"
+_SIGNS_OF_A_RUN = (RECIPE_FILE, "summary.json", "checkpoints", "conversations")
+
+#: Warnings that are about how we use Lightning on purpose, and say nothing to a user.
+_BENIGN = (
+    r".*does not have many workers.*",
+    r"The number of training batches.*",
+    r".*TensorBoard support.*",
+    r"Checkpoint directory .* exists and is not empty.*",
+    r"Experiment logs directory .* exists and is not empty.*",
+    r"GPU available but not used.*",
+    r".*LeafSpec.* is deprecated.*",
+    r"The `srun` command is available.*",
+    r".*find_unused_parameters=True was specified.*",
+    r".*sync_dist=True.*",
+    r"Found \d+ module\(s\) in eval mode.*",
+    r"Total length of `\w+` across ranks is zero.*",
+    r"No (negative|positive) samples in targets.*",
+    r".*is_gradient_checkpointing.* is deprecated.*",
+)
+
+
+@dataclass
+class Job:
+    """What the end of the program must know of the command that ran: where it was writing."""
+
+    debug: bool = False
+    run: Path | None = None
+
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a run to go on with."""
+        return self.run is not None and (self.run / RECIPE_FILE).is_file()
+
+
+Command = Callable[[argparse.Namespace, Job], int]
+
+
+def train(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo train`."""
+    if arguments.resume is not None:
+        run, config = _resumed(arguments)
+    else:
+        config = _config(arguments)
+        run = arguments.output or _default_run(config.name)
+        _need_fresh_run(run)
+    job.run = run
+    with _announced(run):
+        summary = _build(job).train(config, run, arguments.resume is not None)
+    if arguments.json:
+        output.say_json(summary.to_json())
+    else:
+        output.run_end(summary, run)
+    return 0
+
+
+def collect(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo collect`."""
+    config = _config(arguments)
+    _need_policy(arguments.policy)
+    _need_fresh_output(arguments.output)
+    found = _build(job).collect(config, arguments.output, arguments.policy, _count(arguments))
+    output.figures(found, arguments.json)
+    return 0
+
+
+def fit_critic(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo fit-critic`."""
+    config = _config(arguments)
+    _need_files([*arguments.data, *arguments.validation])
+    _need_fresh_output(arguments.output)
+    found = _build(job).fit_critic(config, arguments.data, arguments.validation, arguments.output)
+    output.figures(found, arguments.json)
+    return 0
+
+
+def improve(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo improve`."""
+    config = _config(arguments)
+    if not arguments.critic.is_dir():
+        raise RunDirectoryError(f"there is no critic {arguments.critic}: `iterppo fit-critic` makes one")
+    _need_files(arguments.data)
+    _need_fresh_run(arguments.output)
+    found = _build(job).improve(config, arguments.critic, arguments.data, arguments.output)
+    output.figures(found, arguments.json)
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo evaluate`."""
+    config = _config(arguments)
+    _need_policy(arguments.policy)
+    found = _build(job).evaluate(config, arguments.policy, _count(arguments))
+    output.figures(found, arguments.json)
+    return 0
+
+
+def export(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo export`."""
+    _need_run(arguments.run)
+    _need_fresh_output(arguments.output)
+    made = _build(job).export(arguments.run, arguments.output, arguments.iteration)
+    output.say(
+        f"The model is in {made}",
+        f"Next: python -c \"from transformers import pipeline; print(pipeline('text-generation', {str(made)!r}))\"",
+    )
+    return 0
+
+
+def recipes(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo recipes`."""
+    found = available_recipes()
+    width = max(len(info.name) for info in found)
+    output.say("Recipes, for `iterppo train RECIPE`:")
+    output.say(*(f"  {info.name:<{width}}  {info.description}" for info in found))
+    groups = available_groups()
+    width = max(map(len, groups))
+    output.say("", "Groups, for GROUP=OPTION behind the recipe:")
+    output.say(*(f"  {group:<{width}}  {', '.join(options)}" for group, options in groups.items()))
+    output.say("", "`iterppo show RECIPE` prints all the values of one.")
+    return 0
+
+
+def show(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo show`."""
+    output.say(to_yaml(_config(arguments)).rstrip())
+    return 0
+
+
+def doctor(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo doctor`."""
+    from lightning_iterppo.doctor import diagnose, findings_as_json, render
+
+    found = diagnose()
+    if arguments.json:
+        output.say_json(findings_as_json(found))
+    else:
+        output.say(render(found))
+    return int(any(finding.status == "problem" for finding in found))
+
+
+def quiet(debug: bool) -> None:
+    """Before torch and transformers are imported: no logs and bars beside our own display, unless ``--debug``."""
+    if debug:
+        return
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+    ):
+        os.environ.setdefault(name, value)
+    for message in _BENIGN:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _build(job: Job) -> ModuleType:
+    """The functions that do the work, with torch and Lightning, whose loggers are only there once they are imported."""
+    from lightning_iterppo import build
+
+    if not job.debug:
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    return build
+
+
+def _config(arguments: argparse.Namespace) -> Recipe:
+    return compose(arguments.recipe or "shop", arguments.overrides)
+
+
+def _count(arguments: argparse.Namespace) -> int | None:
+    count: int | None = arguments.conversations
+    if count is not None and count < 1:
+        raise ConfigError(f"--conversations is {count}, but it must be at least 1")
+    return count
+
+
+def _resumed(arguments: argparse.Namespace) -> tuple[Path, Recipe]:
+    run: Path = arguments.resume
+    if arguments.output is not None:
+        raise ConfigError(f"--resume goes on in {run}, so -o has no meaning beside it: leave one of the two out")
+    _need_run(run)
+    if arguments.overrides:
+        raise ConfigError(
+            f"--resume goes on with the recipe of {run}, so {arguments.overrides[0]} cannot change it: leave it out, "
+            f"or begin another run: iterppo train {output.quoted(run / RECIPE_FILE)} {arguments.overrides[0]}"
+        )
+    config = load_recipe(run / RECIPE_FILE)
+    if arguments.recipe not in (None, config.name):
+        raise ConfigError(
+            f"{run} is a run of {config.name}: --resume goes on with that, leave {arguments.recipe!r} out"
+        )
+    return run, config
+
+
+def _default_run(name: str) -> Path:
+    if not output.main_process():
+        announced = os.environ.get(RUN_VARIABLE)
+        if announced is None:
+            raise ConfigError("say -o RUN: processes that a launcher started would each choose a directory of its own")
+        return Path(announced)
+    place = Path("runs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    free, count = place, 1
+    while free.exists():  # Another run began in the same second.
+        count += 1
+        free = place.with_name(f"{place.name}_{count}")
+    return free
+
+
+@contextmanager
+def _announced(run: Path) -> Iterator[None]:
+    """Tells the processes that Lightning will start, which read the same command line, where the run is."""
+    before = os.environ.get(RUN_VARIABLE)
+    os.environ[RUN_VARIABLE] = str(run)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RUN_VARIABLE]
+        else:
+            os.environ[RUN_VARIABLE] = before
+
+
+def _need_run(run: Path) -> None:
+    if (run / RECIPE_FILE).is_file():
+        return
+    if not run.exists():
+        raise RunDirectoryError(f"there is no run {run}")
+    inside = sorted(path.parent for path in run.glob(f"*/{RECIPE_FILE}")) if run.is_dir() else []
+    hint = f"; did you mean {inside[-1]}?" if inside else ""
+    raise RunDirectoryError(f"{run} is not a run: it has no {RECIPE_FILE}{hint}")
+
+
+def _need_fresh_run(run: Path) -> None:
+    if not output.main_process():
+        return  # The first process has looked, and may have begun to write.
+    if run.exists() and not run.is_dir():
+        raise RunDirectoryError(f"{run} is a file: choose another -o")
+    if any((run / sign).exists() for sign in _SIGNS_OF_A_RUN):
+        raise RunDirectoryError(
+            f"{run} already holds a run: go on with `iterppo train --resume {output.quoted(run)}`, or choose another -o"
+        )
+
+
+def _need_fresh_output(path: Path) -> None:
+    if not output.main_process():
+        return
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise RunDirectoryError(f"{path} is there already and would be overwritten: remove it, or choose another -o")
+
+
+def _need_files(paths: list[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}")
+
+
+def _need_policy(policy: Path | None) -> None:
+    if policy is None:
+        return
+    if not policy.is_dir():
+        raise RunDirectoryError(f"there is no policy {policy}: give a run, or the directory of one of its policies")

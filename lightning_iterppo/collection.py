@@ -1,0 +1,119 @@
+"""Conversations between a policy and customers, many side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from typing import TypeVar
+
+from lightning_iterppo.conversation import Conversation, Message, Suggestion, Turn
+from lightning_iterppo.customers import Customer, CustomerReply
+from lightning_iterppo.errors import CustomerError
+from lightning_iterppo.generation.engine import Engine, Response
+from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.models.rendering import ChatRenderer
+
+T = TypeVar("T")
+MAX_TURNS = 64  # a customer that never ends a conversation is a defect of the customer
+
+
+class _Talk:
+    """One running conversation."""
+
+    def __init__(self, customer: Customer, seed: int, renderer: ChatRenderer) -> None:
+        self.customer = customer
+        self.seed = seed
+        self.renderer = renderer
+        opening = _checked(customer.reset(seed), str, "reset", seed)
+        self.system: str | None = getattr(customer, "system", None)
+        self.history = [Message("customer", opening)] if opening else []
+        self.said = opening
+        self.turns: list[Turn] = []
+        self.prompt = renderer.encode(renderer.prompt_text(self.system, self.history))
+        self.done = False
+        self.closing = ""
+
+    def answer(self, response: Response, policy_version: str) -> None:
+        """Sends the response, hears the customer, and makes the next prompt."""
+        text = self.renderer.decode(response.token_ids)
+        self.history.append(Message("agent", text))
+        reply = _checked(self.customer.reply(list(self.history)), CustomerReply, "reply", self.seed)
+        suggestion = Suggestion(text, response.token_ids, response.logprobs, policy_version)
+        self.turns.append(Turn(self.said, text, suggestion, "accepted", float(reply.reward)))
+        if reply.done:
+            self.done, self.closing = True, reply.text
+            return
+        if len(self.turns) >= MAX_TURNS:
+            raise CustomerError(
+                f"customer {type(self.customer).__name__} (seed {self.seed}) did not end after {MAX_TURNS} turns: "
+                "reply must return done=True at some point"
+            )
+        self.said = reply.text
+        self.history.append(Message("customer", reply.text))
+        more = self.renderer.continuation(self.system, self.history, ended=response.finished)
+        if more is None:
+            self.prompt = self.renderer.encode(self.renderer.prompt_text(self.system, self.history))
+        else:
+            self.prompt = [*self.prompt, *response.token_ids, *more]
+
+    def conversation(self, name: str, policy_version: str) -> Conversation:
+        """The finished conversation."""
+        return Conversation(
+            id=name,
+            turns=tuple(self.turns),
+            system=self.system,
+            closing=self.closing,
+            outcome=sum(turn.reward for turn in self.turns),
+            seed=self.seed,
+            policy_version=policy_version,
+        )
+
+
+def _checked(value: T, kind: type[T], method: str, seed: int) -> T:
+    if not isinstance(value, kind):
+        raise CustomerError(
+            f"the customer's {method} (seed {seed}) must return {kind.__name__}, found {type(value).__name__}"
+        )
+    return value
+
+
+def collect(
+    make_customer: Callable[[], Customer],
+    seeds: Sequence[int],
+    *,
+    engine: Callable[[], Engine],
+    renderer: ChatRenderer,
+    sampling: Sampling,
+    policy_version: str,
+    prefix: str,
+    batch: int = 64,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Conversation]:
+    """One conversation for each seed.
+
+    Args:
+        make_customer: makes a customer; one object a conversation.
+        seeds: the customers' seeds.
+        engine: makes an engine for a batch of conversations, which may keep what it computed from turn to turn.
+        renderer: the model's chat template.
+        sampling: how suggestions are sampled.
+        policy_version: written into every suggestion.
+        prefix: conversations are named ``prefix-SEED``.
+        batch: conversations side by side.
+        on_progress: called with the number of finished conversations after every turn of a batch.
+
+    Raises:
+        CustomerError: a customer broke its protocol, with its class and seed.
+    """
+    finished: list[Conversation] = []
+    for start in range(0, len(seeds), batch):
+        talks = [_Talk(make_customer(), seed, renderer) for seed in seeds[start : start + batch]]
+        speaker = engine()
+        while active := [talk for talk in talks if not talk.done]:
+            responses = speaker.generate([talk.prompt for talk in active], sampling)
+            for talk, response in zip(active, responses, strict=True):
+                talk.answer(response, policy_version)
+            if on_progress is not None:
+                on_progress(len(finished) + sum(talk.done for talk in talks))
+        finished += [talk.conversation(f"{prefix}-{talk.seed}", policy_version) for talk in talks]
+    return finished

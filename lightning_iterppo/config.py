@@ -1,0 +1,230 @@
+"""What a recipe holds: one dataclass a section, with its defaults. `config_rules` has the ranges.
+
+The comment above a field says what it is and what raising and lowering it does. `customer`, `held_out_customer`,
+`logs`, `logger` and `callbacks` are open: their keys are the arguments of what their ``_target_`` names. No torch here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+#: The sections whose keys belong to the class that ``_target_`` names.
+OPEN_SECTIONS = ("customer", "held_out_customer", "logs", "logger", "callbacks")
+
+
+@dataclass
+class ScratchConfig:
+    """A small model made from nothing, for probes and tests."""
+
+    # Width of the hidden state. Higher can express more and is slower; a multiple of 2 × `heads`.
+    hidden_size: int = 64
+    # Transformer layers. More can express more and are slower.
+    layers: int = 2
+    # Attention heads. More look at more places at once; each is hidden_size / heads wide.
+    heads: int = 4
+    # Every word it can read and say. More words make the model larger and the choice harder to learn.
+    vocabulary: list[str] = field(default_factory=list)
+    # The longest prompt and response together, in tokens.
+    max_length: int = 256
+
+
+@dataclass
+class AdaptationConfig:
+    """Which weights are trained. The choice is one word, ``model/adaptation=lora`` or ``full``."""
+
+    # `lora` trains small matrices beside frozen weights; `full` trains every weight and needs several times the memory.
+    kind: str = "lora"
+    # LoRA's rank. Higher can change the model more and costs more memory and time; lower keeps it closer to the base.
+    rank: int = 16
+    # LoRA's scale is alpha / rank. Higher makes each step larger, like a higher learning rate.
+    alpha: int = 32
+    # Dropout before LoRA's matrices. Above 0 it makes PPO's ratio noisy, since two passes no longer agree.
+    dropout: float = 0.0
+    # Adapt only the last n layers. Lower is faster (no gradients below them) and can change less; null adapts all.
+    top_layers: int | None = None
+
+
+@dataclass
+class ModelConfig:
+    """The language model that every part shares."""
+
+    # `smollm2` (embedded, no network), `scratch` (made from nothing), a Hugging Face id, or a directory.
+    id: str = "smollm2"
+    # Type of the frozen weights: `auto` picks what this machine is fast at, `float32` is exact, `bfloat16` is half the
+    # memory. Weights that are trained are float32 whatever this says.
+    dtype: str = "auto"
+    # A system message for every conversation. Null leaves it to the customer (its `system` attribute).
+    system: str | None = None
+    # What id scratch is made of; no other one reads it.
+    scratch: ScratchConfig | None = None
+    adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
+
+
+@dataclass
+class SamplingConfig:
+    """How suggestions are sampled while collecting and evaluating. Improvement samples at temperature and top-p 1."""
+
+    # Higher is more varied and explores more, lower is more predictable, 0 always takes the most likely token.
+    # Training's log-probabilities are at 1, so what is collected at another temperature is not quite what is improved.
+    temperature: float = 1.0
+    # Sample only from the most likely tokens that hold this much probability. Lower is safer text and less exploration.
+    top_p: float = 1.0
+    # The longest suggestion in tokens. Higher allows longer messages and costs time in every phase.
+    max_new_tokens: int = 32
+
+
+@dataclass
+class WarmStartConfig:
+    """Behaviour cloning of the agent's messages in the logs, before the first iteration. Needs `logs`."""
+
+    # Passes over the logs. More imitates them more closely, and with it their mistakes; 0 leaves it out.
+    epochs: int = 2
+    # Higher learns faster and may forget fluent English; lower may not reach the logs' manner at all.
+    learning_rate: float = 1e-3
+    # Optimiser steps until the full learning rate. More starts more gently.
+    warmup_steps: int = 10
+    # Pull of the trained weights towards 0. Higher imitates a small log less literally.
+    weight_decay: float = 0.0
+    # Conversations in one optimiser step. Higher is steadier and needs more memory; lower takes more steps.
+    batch_conversations: int = 8
+
+
+@dataclass
+class CriticConfig:
+    """Fitting Q(s, a) to the returns of collected conversations."""
+
+    # Discount a turn. 1 counts only whether the outcome comes; lower prefers that it comes soon.
+    gamma: float = 1.0
+    # At most this many passes. More fits better until it overfits; `patience` then ends it.
+    epochs: int = 4
+    # Higher fits in fewer epochs and is less steady.
+    learning_rate: float = 5e-4
+    # The same for the scalar head, which starts from zero and can learn faster than the trunk.
+    head_learning_rate: float = 3e-3
+    # Optimiser steps until the full learning rate. More starts more gently.
+    warmup_steps: int = 10
+    # Pull of the trained weights towards 0. Higher keeps the critic of few conversations from learning them by heart.
+    weight_decay: float = 0.01
+    # Conversations in one optimiser step. Higher is steadier and needs more memory; lower takes more steps.
+    batch_conversations: int = 8
+    # Share of conversations held out whole for calibration and early stopping. Higher measures better, trains on less.
+    validation_fraction: float = 0.2
+    # Epochs without improvement on those before the fit stops. Higher costs time, lower may stop by chance.
+    patience: int = 2
+    # Earlier iterations whose conversations are fitted beside the newest. Higher has more data, but of older policies
+    # (less noise, more bias); 0 uses the newest only.
+    history: int = 1
+
+
+@dataclass
+class PolicyConfig:
+    """Token-level PPO against the fitted Q."""
+
+    # How far a token's probability may move in one round before its gradient is cut. Higher learns faster, less safely.
+    clip: float = 0.2
+    # Higher moves the policy further each step; `kl_stop` ends an improvement that went too far.
+    learning_rate: float = 3e-4
+    # The same for the value head, which starts from zero and can learn faster than the trunk.
+    value_learning_rate: float = 1e-3
+    # How far a token's value may move in one round. Lower is steadier, higher follows the rewards sooner.
+    value_clip: float = 0.5
+    # Optimiser steps until the full learning rate. More starts more gently.
+    warmup_steps: int = 4
+    # Pull of the trained weights towards 0. Higher keeps adapters small.
+    weight_decay: float = 0.0
+    # Passes over one round's samples. More reuses them harder and drifts further from the sampler.
+    ppo_epochs: int = 2
+    # Conversations in one optimiser step. Higher is steadier and needs more memory; lower takes more steps.
+    batch_conversations: int = 8
+    # GAE's λ over the tokens of a response. 1 is unbiased and noisy, lower leans on the value head.
+    gae_lambda: float = 0.95
+    # Weight of the KL to the policy at the start of the improvement. Higher stays closer, where Q is right.
+    kl_coefficient: float = 0.05
+    # Weight of a KL to the warm-started policy over the whole run. Higher keeps the text closer to it; 0 is off.
+    kl_reference_coefficient: float = 0.0
+    # End an improvement when the KL to its start passes this, in nats a response. Lower is safer; null never ends it.
+    kl_stop: float | None = 4.0
+    # Weight of the value head's loss beside the policy's. Higher trains the baseline faster, at the trunk's expense.
+    value_coefficient: float = 0.5
+    # Weight of an entropy bonus. Higher keeps the text varied, too high makes it noise; 0 is off.
+    entropy_coefficient: float = 0.0
+    # Whether to give the advantages of a round mean 0 and deviation 1: the learning rate then means the same at any
+    # size of reward.
+    whiten: bool = True
+    # Reward of the logged actions, which join the fresh ones: `return` is what they really earned (unbiased, noisy),
+    # `q` the critic's value, `mix` the mean of both, `none` leaves logged actions out.
+    logged_reward: str = "none"
+    # Fresh responses to each logged state. More compares alternatives better and costs generation time.
+    samples_per_state: int = 2
+    # Rounds of fresh responses in an iteration. More gets more out of the same conversations and relies more on Q.
+    rounds: int = 3
+    # Logged conversations whose states one round uses. Higher is steadier and costs generation time.
+    conversations_per_round: int = 64
+
+
+@dataclass
+class LoopConfig:
+    """How often the loop turns and how much it talks to customers."""
+
+    # Passes of collect, evaluate, improve. Each one needs new conversations.
+    iterations: int = 3
+    # Conversations collected in an iteration. Higher fits Q better; this is what a real customer would pay for.
+    conversations: int = 160
+    # Conversations for the outcome rate before and after. Higher narrows the 95 % intervals; 0 leaves the rates out.
+    evaluation_conversations: int = 240
+    # The same for the second figure, with `held_out_customer`. 0 leaves it out.
+    held_out_conversations: int = 0
+    # Measure the outcome rate after every n-th iteration too, for callbacks that watch it; 0 only before and after.
+    evaluate_every: int = 0
+    # Conversations talked side by side. Higher is faster until memory or cores run out; it changes no result.
+    batch: int = 32
+
+
+@dataclass
+class TrainerConfig:
+    """What every phase's `lightning.Trainer` is made with."""
+
+    # auto, cpu, gpu, cuda, mps or tpu.
+    accelerator: str = "auto"
+    # How many devices, a list of their numbers, or `auto` for all of them. More than one needs a strategy.
+    devices: Any = 1
+    # A name Lightning knows (auto, ddp, fsdp, …) or {_target_: CLASS, …} for one with arguments.
+    strategy: Any = "auto"
+    # 32-true is exact; bf16-mixed is faster and lighter where the device supports it.
+    precision: str = "32-true"
+    # Gradients longer than this are scaled down. Lower is steadier and slower; null never does it.
+    gradient_clip_val: float | None = 1.0
+    # Batches in one optimiser step. Higher acts like a larger batch in the same memory.
+    accumulate_grad_batches: int = 1
+    # Machines. More than one needs a launcher that starts a process on each.
+    num_nodes: int = 1
+    # Threads of the arithmetic on the processor. Null leaves it to torch; lower it to share a machine.
+    threads: int | None = None
+
+
+@dataclass
+class Recipe:
+    """Everything that makes a run. `RUN/recipe.yaml` is this, written out."""
+
+    # The recipe's name: the first folder under `runs/`. Taken from the file when it is not given.
+    name: str = ""
+    # Same seed, same machine: same run. Customers of training and of evaluation get different seeds from it.
+    seed: int = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    # {_target_: import path of a customer class, its arguments}.
+    customer: dict[str, Any] = field(default_factory=dict)
+    # A second customer, never trained on, for the second figure; {} is none.
+    held_out_customer: dict[str, Any] = field(default_factory=dict)
+    # Logs for the warm start: {_target_: function, its arguments}, or {path: FILE or list of them}; {} is none.
+    logs: dict[str, Any] = field(default_factory=dict)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    # name: {_target_: class, its arguments}, or name: null to leave one out.
+    logger: dict[str, Any] = field(default_factory=dict)
+    # name: {_target_: class, its arguments}, or name: null to leave one out.
+    callbacks: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,185 @@
+"""What a recipe's values must be, beyond their types: every range in one table, and the open sections' form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lightning_iterppo.config import Recipe, TrainerConfig
+from lightning_iterppo.errors import ConfigError
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
+DTYPES = ("auto", "float32", "bfloat16")
+ADAPTATIONS = ("lora", "full")
+LOGGED_REWARDS = ("return", "q", "mix", "none")
+PRECISIONS = (
+    *("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
+    *("transformer-engine", "transformer-engine-float16"),
+)
+
+Test = Callable[[Any], bool]
+
+
+def _at_least(least: float) -> tuple[Test, str]:
+    return lambda value: value >= least, f"at least {least:g}"
+
+
+def _one_of(names: tuple[str, ...]) -> tuple[Test, str]:
+    return lambda value: value in names, "one of " + ", ".join(names)
+
+
+_POSITIVE: tuple[Test, str] = (lambda value: value > 0, "more than 0")
+_BELOW_ONE: tuple[Test, str] = (lambda value: 0 <= value < 1, "at least 0 and less than 1")
+_INSIDE: tuple[Test, str] = (lambda value: 0 < value < 1, "more than 0 and less than 1")
+_UP_TO_ONE: tuple[Test, str] = (lambda value: 0 < value <= 1, "more than 0 and at most 1")
+_CLOSED: tuple[Test, str] = (lambda value: 0 <= value <= 1, "from 0 to 1")
+
+#: Every range in one place: key, test, and how the error message says it. A value of null is not tested.
+_RULES: dict[str, tuple[Test, str]] = {
+    "seed": _at_least(0),
+    "model.dtype": _one_of(DTYPES),
+    "model.scratch.hidden_size": _at_least(1),
+    "model.scratch.layers": _at_least(1),
+    "model.scratch.heads": _at_least(1),
+    "model.scratch.max_length": _at_least(16),
+    "model.adaptation.kind": _one_of(ADAPTATIONS),
+    "model.adaptation.rank": _at_least(1),
+    "model.adaptation.alpha": _at_least(1),
+    "model.adaptation.dropout": _BELOW_ONE,
+    "model.adaptation.top_layers": _at_least(1),
+    "sampling.temperature": _at_least(0),
+    "sampling.top_p": _UP_TO_ONE,
+    "sampling.max_new_tokens": _at_least(1),
+    "warm_start.epochs": _at_least(0),
+    "warm_start.learning_rate": _POSITIVE,
+    "warm_start.warmup_steps": _at_least(0),
+    "warm_start.weight_decay": _at_least(0),
+    "warm_start.batch_conversations": _at_least(1),
+    "critic.gamma": _UP_TO_ONE,
+    "critic.epochs": _at_least(1),
+    "critic.learning_rate": _POSITIVE,
+    "critic.head_learning_rate": _POSITIVE,
+    "critic.warmup_steps": _at_least(0),
+    "critic.weight_decay": _at_least(0),
+    "critic.batch_conversations": _at_least(1),
+    "critic.validation_fraction": _INSIDE,
+    "critic.patience": _at_least(1),
+    "critic.history": _at_least(0),
+    "policy.clip": _POSITIVE,
+    "policy.learning_rate": _POSITIVE,
+    "policy.value_learning_rate": _POSITIVE,
+    "policy.value_clip": _POSITIVE,
+    "policy.warmup_steps": _at_least(0),
+    "policy.weight_decay": _at_least(0),
+    "policy.ppo_epochs": _at_least(1),
+    "policy.batch_conversations": _at_least(1),
+    "policy.gae_lambda": _CLOSED,
+    "policy.kl_coefficient": _at_least(0),
+    "policy.kl_reference_coefficient": _at_least(0),
+    "policy.kl_stop": _POSITIVE,
+    "policy.value_coefficient": _at_least(0),
+    "policy.entropy_coefficient": _at_least(0),
+    "policy.logged_reward": _one_of(LOGGED_REWARDS),
+    "policy.samples_per_state": _at_least(1),
+    "policy.rounds": _at_least(1),
+    "policy.conversations_per_round": _at_least(1),
+    "loop.iterations": _at_least(1),
+    # Two, because the critic holds whole conversations out.
+    "loop.conversations": _at_least(2),
+    "loop.evaluation_conversations": _at_least(0),
+    "loop.held_out_conversations": _at_least(0),
+    "loop.evaluate_every": _at_least(0),
+    "loop.batch": _at_least(1),
+    "trainer.accelerator": _one_of(ACCELERATORS),
+    "trainer.precision": _one_of(PRECISIONS),
+    "trainer.gradient_clip_val": _POSITIVE,
+    "trainer.accumulate_grad_batches": _at_least(1),
+    "trainer.num_nodes": _at_least(1),
+    "trainer.threads": _at_least(1),
+}
+
+
+def validate(recipe: Recipe) -> None:
+    """Tests the ranges and the open sections.
+
+    Raises:
+        ConfigError: naming the first key that is wrong, its value, and what it must be.
+    """
+    for key, (test, expected) in _RULES.items():
+        value: Any = recipe
+        for part in key.split("."):
+            value = None if value is None else getattr(value, part)
+        if value is not None and not (test(value) and value != math.inf):
+            raise ConfigError(f"{key} is {value}, but it must be {expected}")
+    if not recipe.name or set(recipe.name) & set("/\\") or recipe.name.strip(".") == "":
+        raise ConfigError(f"name is {recipe.name!r}, but it must be a name that can be a folder's")
+    if recipe.model.adaptation.kind == "full" and recipe.model.adaptation.top_layers is not None:
+        raise ConfigError("model.adaptation.top_layers is for kind lora; full trains every layer: make it null")
+    scratch = recipe.model.scratch
+    if recipe.model.id == "scratch" and (scratch is None or not scratch.vocabulary):
+        raise ConfigError("model.id is scratch, but model.scratch.vocabulary has no words: list them, or model=scratch")
+    if recipe.model.id != "scratch" and scratch is not None:
+        raise ConfigError(f"model.scratch is for model.id scratch, but that is {recipe.model.id}: add model.id=scratch")
+    if scratch is not None and scratch.hidden_size % (2 * scratch.heads):
+        raise ConfigError(
+            f"model.scratch.hidden_size is {scratch.hidden_size}, but it must be a multiple of twice the heads "
+            f"({2 * scratch.heads})"
+        )
+    _validate_trainer(recipe.trainer)
+    _validate_open(recipe)
+
+
+def _validate_trainer(trainer: TrainerConfig) -> None:
+    devices, strategy = trainer.devices, trainer.strategy
+    numbers = devices if isinstance(devices, list) else [devices]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers) and numbers != [] and devices != 0
+    if not whole and not isinstance(devices, str):
+        raise ConfigError(f"trainer.devices is {devices}, but it must be a number, a list of numbers, or auto")
+    if isinstance(strategy, dict):
+        _need_target("trainer.strategy", strategy)
+    elif not isinstance(strategy, str):
+        raise ConfigError(f"trainer.strategy is {strategy}, but it must be a name or {{_target_: CLASS, …}}")
+
+
+def _validate_open(recipe: Recipe) -> None:
+    if not recipe.customer:
+        raise ConfigError(
+            "the recipe has no customer: choose one (customer=shop) or name a class (customer._target_=…)"
+        )
+    _need_target("customer", recipe.customer)
+    if recipe.held_out_customer:
+        _need_target("held_out_customer", recipe.held_out_customer)
+    elif recipe.loop.held_out_conversations:
+        raise ConfigError(
+            f"loop.held_out_conversations is {recipe.loop.held_out_conversations}, but there is no held_out_customer: "
+            "make it 0 or name one (held_out_customer._target_=…)"
+        )
+    _validate_logs(recipe.logs)
+    for section, entries in (("logger", recipe.logger), ("callbacks", recipe.callbacks)):
+        for name, spec in entries.items():
+            if spec is None:
+                continue
+            if not isinstance(spec, dict):
+                raise ConfigError(f"{section}.{name} is {spec!r}, but it must be {{_target_: CLASS, …}} or null")
+            _need_target(f"{section}.{name}", spec)
+
+
+def _validate_logs(logs: dict[str, Any]) -> None:
+    if not logs:
+        return
+    if "path" not in logs:
+        return _need_target("logs", logs, " (a function), or logs.path=FILE")
+    others = [key for key in logs if key != "path"]
+    if others:
+        raise ConfigError(f"logs has a path, so logs.{others[0]} has no meaning there: leave one of the two out")
+    paths = logs["path"] if isinstance(logs["path"], list) else [logs["path"]]
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise ConfigError(f"logs.path is {logs['path']!r}, but it must be a file or a list of files")
+
+
+def _need_target(key: str, spec: dict[str, Any], more: str = "") -> None:
+    target = spec.get("_target_")
+    if not isinstance(target, str) or not target.strip("."):
+        found = "is missing" if target is None else f"is {target!r}"
+        raise ConfigError(f"{key}._target_ {found}: it must be an import path, e.g. my_module.MyClass{more}")

@@ -1,0 +1,189 @@
+"""QCritic: the response-level value Q(s, a) of a suggestion, fitted on logged conversations.
+
+One pass of a conversation scores all its turns: the value of a turn is read at the last token of its suggestion, where
+the model has seen the whole state and the whole action and nothing after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import ExplainedVariance, MeanSquaredError
+from torchmetrics.classification import BinaryAUROC, BinaryCalibrationError
+
+from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
+from lightning_iterppo.data.turns import TurnBatch
+from lightning_iterppo.models.heads import ScalarHead
+from lightning_iterppo.models.language_model import CRITIC, LanguageModel
+from lightning_iterppo.optimization import adamw_with_warmup
+
+
+class QCritic(pl.LightningModule):
+    """Q(s, a) = E[Σ γ^i r_{t+i} | s_t = s, a_t = a, then π_k] as the probability of a binary outcome.
+
+    The targets are Monte Carlo returns in [0, 1] and the loss is binary cross-entropy, whose minimiser is the expected
+    return (Jiang et al. 2025, section 4). The trunk is the language model's ``critic`` variant: start it from the
+    policy's with ``model.copy("policy", "critic")``; one made from nothing fails on a few hundred conversations.
+
+    After a fit with validation the module holds the weights of its best epoch, by held-out loss.
+
+    Args:
+        model: the language model; its ``critic`` variant is trained.
+        learning_rate: of the trunk's variant.
+        head_learning_rate: of the scalar head, which starts from zero and can learn faster.
+        weight_decay: AdamW's; more keeps the critic of few conversations from learning them by heart.
+        warmup_steps: optimiser steps until the full learning rate.
+        pad_token_id: fills rows.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        learning_rate: float = 5e-4,
+        head_learning_rate: float = 3e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 10,
+        pad_token_id: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head = ScalarHead(model.hidden_size)
+        self.learning_rate = learning_rate
+        self.head_learning_rate = head_learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.pad_token_id = pad_token_id
+        self.auroc = BinaryAUROC()
+        self.brier = MeanSquaredError()
+        self.ece = BinaryCalibrationError(n_bins=10)
+        self.explained_variance = ExplainedVariance()
+        self.figures: dict[str, float | None] = {}
+        self._validation_returns: list[Tensor] = []
+        self._validation_losses: list[Tensor] = []
+        self._best: tuple[float, dict[str, float | None], dict[str, Tensor], dict[str, Tensor]] | None = None
+
+    # -- the value -----------------------------------------------------------------------------------------------
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """The logit of Q of every action of the batch, (batch,)."""
+        hidden = self.model.hidden(batch)
+        logits: Tensor = self.head(hidden[batch.action_rows, batch.last_positions])
+        return logits
+
+    @torch.no_grad()
+    def score(
+        self, trees: Sequence[TokenTree], *, rows: int = 8, on_batch: Callable[[int], None] | None = None
+    ) -> list[list[float]]:
+        """Q of every action of every tree, in the order of ``tree.actions``.
+
+        Args:
+            trees: conversations, with any responses added to their states.
+            rows: trees a forward pass.
+            on_batch: called with the number of tokens of each pass.
+        """
+        training = self.training
+        self.eval()
+        found: list[list[float]] = [[] for _ in trees]
+        order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
+        with self.model.using(CRITIC):
+            for start in range(0, len(order), rows):
+                chosen = order[start : start + rows]
+                batch = collate_trees([trees[i] for i in chosen], self.pad_token_id).to(self.model.device)
+                values = iter(torch.sigmoid(self(batch)).tolist())
+                for index in chosen:
+                    found[index] = [next(values) for _ in trees[index].actions]
+                if on_batch is not None:
+                    on_batch(sum(len(trees[i]) for i in chosen))
+        self.train(training)
+        return found
+
+    # -- fitting -------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Makes the critic's variant the one that trains, before a strategy wraps the module."""
+        self.model.activate(CRITIC)
+
+    def on_fit_start(self) -> None:
+        """Forgets the best epoch of an earlier fit."""
+        self._best = None
+
+    def training_step(self, batch: TurnBatch, batch_idx: int) -> Tensor:
+        """Binary cross-entropy between Q and the observed returns."""
+        loss = F.binary_cross_entropy_with_logits(self(batch.tree), batch.returns)
+        self.log("critic/train_loss", loss, batch_size=len(batch.returns))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Empties the metrics."""
+        self._validation_returns, self._validation_losses = [], []
+
+    def validation_step(self, batch: TurnBatch, batch_idx: int) -> None:
+        """Collects predictions on held-out conversations."""
+        logits = self(batch.tree).float()
+        losses = F.binary_cross_entropy_with_logits(logits, batch.returns, reduction="none")
+        predicted, observed = torch.sigmoid(logits), batch.returns
+        self._validation_returns.append(observed)
+        self._validation_losses.append(losses)
+        self.brier.update(predicted, observed)
+        self.explained_variance.update(predicted, observed)
+        # AUROC and calibration are about events: a return between 0 and 1 (γ < 1) counts as the event it comes from.
+        event = (observed > 0).long()
+        self.auroc.update(predicted, event)
+        self.ece.update(predicted, event)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the held-out figures and remembers the weights when they are the best so far."""
+        returns, losses = torch.cat(self._validation_returns), torch.cat(self._validation_losses)
+        totals = torch.stack([losses.sum(), returns.sum(), (returns**2).sum(), torch.ones_like(returns).sum()])
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        count = float(totals[3])
+        loss, base = float(totals[0]) / count, float(totals[1]) / count
+        one_class = base <= 0.0 or base >= 1.0
+        metrics = {"auroc": self.auroc, "brier": self.brier, "ece": self.ece}
+        metrics["explained_variance"] = self.explained_variance
+        figures: dict[str, float | None] = {}
+        for name, metric in metrics.items():
+            value = float(metric.compute())
+            metric.reset()
+            # With one outcome only there is nothing to rank and no variance to explain: unknown, not zero.
+            figures[name] = None if one_class and name in ("auroc", "explained_variance") else value
+        figures["brier_constant"] = float(totals[2]) / count - base**2
+        figures["loss"] = loss
+        figures["turns"] = count
+        for name, value in figures.items():
+            if value is not None:
+                self.log(f"critic/{name}", value)
+        if self.trainer.sanity_checking:
+            return
+        if self._best is None or loss < self._best[0]:
+            weights = {key: tensor.clone() for key, tensor in self.model.variant_tensors(CRITIC).items()}
+            head = {key: tensor.clone() for key, tensor in self.head.state_dict().items()}
+            self._best = (loss, figures, weights, head)
+
+    def on_fit_end(self) -> None:
+        """Goes back to the best epoch."""
+        if self._best is None:
+            return
+        _, self.figures, weights, head = self._best
+        for key, tensor in self.model.variant_tensors(CRITIC).items():
+            tensor.copy_(weights[key])
+        self.head.load_state_dict(head)
+        self._best = None
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the critic's variant and the head."""
+        return adamw_with_warmup(
+            [
+                (self.model.trainable_parameters(), self.learning_rate),
+                (self.head.parameters(), self.head_learning_rate),
+            ],
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+        )
+

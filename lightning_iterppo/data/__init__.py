@@ -1,0 +1,1 @@
+"""Logs in and out, token trees, samples, and the DataModules made of them."""

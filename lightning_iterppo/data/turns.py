@@ -1,0 +1,172 @@
+"""Logged conversations as batches: every turn of a conversation is a sample, computed in one pass of its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
+from lightning_iterppo.models.rendering import ChatRenderer
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedTree:
+    """A conversation as a tree, and the return G_t of each of its actions."""
+
+    tree: TokenTree
+    returns: list[float]
+
+
+@dataclass(slots=True)
+class TurnBatch:
+    """Rows of conversations and the return of each action, (batch,)."""
+
+    tree: TreeBatch
+    returns: Tensor
+
+
+def logged_trees(conversations: Sequence[Conversation], renderer: ChatRenderer, gamma: float) -> list[LoggedTree]:
+    """Trees with Monte Carlo returns; conversations whose outcome is unknown are left out, never taken for a 0."""
+    return [
+        LoggedTree(renderer.render(conversation).tree, conversation.returns(gamma))
+        for conversation in conversations
+        if conversation.outcome is not None
+    ]
+
+
+def split_conversations(
+    conversations: Sequence[Conversation], fraction: float, seed: int
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Training and validation conversations: whole ones, so that no turn of a validation conversation was trained on.
+
+    Raises:
+        ValueError: the fraction leaves one side empty.
+    """
+    held = round(len(conversations) * fraction)
+    if not 0 < held < len(conversations):
+        raise ValueError(f"cannot hold out {fraction:g} of {len(conversations)} conversations and keep some on both sides")
+    order = torch.randperm(len(conversations), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [conversations[i] for i in sorted(order[held:])], [conversations[i] for i in sorted(order[:held])]
+
+
+def shard(items: Sequence[LoggedTree], rank: int, world_size: int, *, equal: bool) -> list[LoggedTree]:
+    """The items of one process. With ``equal`` every process gets the same number, the first ones repeated if need be:
+    processes that take different numbers of steps would wait for each other for ever.
+    """
+    if world_size == 1:
+        return list(items)
+    chosen = list(range(rank, len(items), world_size))
+    if equal and items and len(chosen) < -(-len(items) // world_size):
+        chosen.append(rank % len(items))
+    return [items[i] for i in chosen]
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of items of similar length, in random order, so that little is padded.
+
+    Args:
+        lengths: tokens of each item.
+        batch_size: items a batch.
+        seed: the order's randomness; each pass has its own.
+        passes: how many times all items are gone through.
+        shuffle: false keeps the order by length.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, *, seed: int = 0, passes: int = 1, shuffle: bool = True
+    ) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.passes = passes
+        self.shuffle = shuffle
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return self.passes * -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for _ in range(self.passes):
+            order = list(range(len(self.lengths)))
+            if self.shuffle:
+                order = torch.randperm(len(order), generator=self.generator).tolist()
+            # A wide window of random items, sorted inside: nearly no padding, and still random batches.
+            order.sort(key=lambda index: self.lengths[index] // 16)
+            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            if self.shuffle:
+                mixed = torch.randperm(len(batches), generator=self.generator).tolist()
+                batches = [batches[i] for i in mixed]
+            yield from batches
+
+
+class _Listed(Dataset[LoggedTree]):
+    def __init__(self, items: Sequence[LoggedTree]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> LoggedTree:
+        return self.items[index]
+
+
+class TurnDataModule(pl.LightningDataModule):
+    """Conversations for `QCritic` and `WarmStart`.
+
+    Args:
+        train: conversations to learn from.
+        validation: whole conversations held out; empty skips validation.
+        renderer: the model's chat template.
+        gamma: discount from turn to turn.
+        batch_size: conversations a batch; a batch holds all their turns.
+        seed: the order of the batches.
+
+    Raises:
+        ValueError: no training conversation has an outcome.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Conversation],
+        validation: Sequence[Conversation] = (),
+        *,
+        renderer: ChatRenderer,
+        gamma: float = 1.0,
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.renderer = renderer
+        self.batch_size = batch_size
+        self.seed = seed
+        self.train_trees = logged_trees(train, renderer, gamma)
+        self.validation_trees = logged_trees(validation, renderer, gamma)
+        if not self.train_trees:
+            raise ValueError("no training conversation has a known outcome, so there is nothing to learn from")
+
+    def _loader(self, items: Sequence[LoggedTree], *, training: bool) -> DataLoader[LoggedTree]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        own = shard(items, rank, world, equal=training)
+        batches = LengthBatches([len(i.tree) for i in own], self.batch_size, seed=self.seed, shuffle=training)
+        return DataLoader(_Listed(own), batch_sampler=batches, collate_fn=self.collate)
+
+    def collate(self, items: list[LoggedTree]) -> TurnBatch:
+        """A batch of conversations."""
+        returns = [value for item in items for value in item.returns]
+        return TurnBatch(
+            collate_trees([item.tree for item in items], self.renderer.pad_token_id),
+            torch.tensor(returns, dtype=torch.float32),
+        )
+
+    def train_dataloader(self) -> DataLoader[LoggedTree]:
+        """Batches of training conversations, in random order."""
+        return self._loader(self.train_trees, training=True)
+
+    def val_dataloader(self) -> DataLoader[LoggedTree] | list[DataLoader[LoggedTree]]:
+        """Batches of held-out conversations."""
+        return self._loader(self.validation_trees, training=False) if self.validation_trees else []

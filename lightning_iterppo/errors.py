@@ -1,0 +1,66 @@
+"""Everything that can be wrong with what a user gave, as exceptions whose text is one line: what, where, what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = [
+    "ConfigError",
+    "CustomerError",
+    "IterPPOError",
+    "LogFormatError",
+    "ModelNotFoundError",
+    "RunDirectoryError",
+]
+
+
+class IterPPOError(Exception):
+    """The root of what the library raises on purpose; the command line prints its text and exits with 2.
+
+    ::
+
+        IterPPOError
+        ├── ConfigError          a recipe: an unknown name or key, a value of the wrong type or outside its range
+        ├── ModelNotFoundError   a language model that is neither installed, nor in a cache, nor at a path
+        ├── LogFormatError       a line of a file of logs that is not a conversation
+        ├── RunDirectoryError    a directory that is not a run, or already holds one
+        └── CustomerError        a customer that cannot be imported, made, or breaks its protocol
+
+    A defect of the library is none of these, and neither is a full disk, which stays the OSError that it is.
+    """
+
+
+class ConfigError(IterPPOError):
+    """A recipe or an override is wrong. The text names the key, what was expected, and the nearest valid key."""
+
+
+class ModelNotFoundError(IterPPOError):
+    """A language model cannot be found. The text says where it was looked for and how to get it."""
+
+
+class LogFormatError(IterPPOError):
+    """A line of a log file cannot be read.
+
+    Args:
+        path: the file.
+        line: the line's number, the first being 1.
+        reason: what is wrong with it, and what was expected.
+    """
+
+    def __init__(self, path: str | Path, line: int, reason: str) -> None:
+        super().__init__(f"{path}:{line}: {reason}")
+        self.path = Path(path)
+        self.line = line
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[LogFormatError], tuple[Path, int, str]]:
+        # The default pickles only the message, and a data loader's worker hands its exception over pickled.
+        return type(self), (self.path, self.line, self.reason)
+
+
+class RunDirectoryError(IterPPOError):
+    """A directory cannot serve as a run: it is none, it is incomplete, or it already holds another one."""
+
+
+class CustomerError(IterPPOError):
+    """A customer cannot be used: its import path is wrong, or it does not do what `customers.Customer` says."""

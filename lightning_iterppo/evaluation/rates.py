@@ -1,0 +1,44 @@
+"""Outcome rates with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.summary import Rate
+
+_Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion (Wilson 1927): right near 0 and 1 too, where the normal one is not.
+
+    Raises:
+        ValueError: there was no trial.
+    """
+    if trials <= 0:
+        raise ValueError("a proportion of nothing has no interval")
+    share = successes / trials
+    scale = 1 + _Z95**2 / trials
+    centre = (share + _Z95**2 / (2 * trials)) / scale
+    half = _Z95 * math.sqrt(share * (1 - share) / trials + _Z95**2 / (4 * trials**2)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def outcome_rate(conversations: Sequence[Conversation]) -> Rate:
+    """The share of conversations with an outcome above 0; unknown outcomes are not counted.
+
+    Raises:
+        ValueError: no conversation has a known outcome.
+    """
+    outcomes = [c.outcome for c in conversations if c.outcome is not None]
+    if not outcomes:
+        raise ValueError("no conversation has a known outcome")
+    successes = sum(outcome > 0 for outcome in outcomes)
+    return Rate(
+        outcome_rate=successes / len(outcomes),
+        ci95=wilson_interval(successes, len(outcomes)),
+        conversations=len(outcomes),
+        return_mean=sum(outcomes) / len(outcomes),
+    )

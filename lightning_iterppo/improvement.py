@@ -1,0 +1,256 @@
+"""RoundDataModule: the samples of one round of improvement, made anew for every round.
+
+A round takes logged conversations, samples fresh responses in each of their states from the policy as it is now, and
+asks for the reward of every response. Where the rewards come from is the caller's business: a critic's Q, or any function
+of the history and the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_iterppo.conversation import Conversation, Message
+from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree, collate_samples
+from lightning_iterppo.models.tree import TokenTree
+from lightning_iterppo.data.turns import LengthBatches
+from lightning_iterppo.generation.engine import Engine
+from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.policy import PPOPolicy
+
+LoggedReward = Literal["return", "q", "mix", "none"]
+
+
+class Scorer(Protocol):
+    """Gives the value of every response of every tree, in the order of ``tree.actions``."""
+
+    def __call__(self, states: Sequence[RoundState]) -> list[list[float]]:
+        """One list a state group, one value a response."""
+
+
+class RoundState:
+    """A conversation's states and the responses to them, in tokens and in text.
+
+    Args:
+        conversation: where the states come from.
+        tree: the tokens; its actions are the responses.
+        turns: for each action, the turn whose state it answers.
+        fresh: for each action, whether it was sampled in this round.
+        renderer: turns tokens back into text.
+    """
+
+    def __init__(
+        self, conversation: Conversation, tree: TokenTree, turns: list[int], fresh: list[bool], renderer: ChatRenderer
+    ) -> None:
+        self.conversation = conversation
+        self.tree = tree
+        self.turns = turns
+        self.fresh = fresh
+        self._renderer = renderer
+
+    def history(self, action: int) -> list[Message]:
+        """The messages before the action-th response."""
+        found: list[Message] = []
+        for turn in self.conversation.turns[: self.turns[action]]:
+            found += [Message("customer", turn.customer)] if turn.customer else []
+            found.append(Message("agent", turn.message))
+        said = self.conversation.turns[self.turns[action]].customer
+        return found + ([Message("customer", said)] if said else [])
+
+    def response(self, action: int) -> str:
+        """The text of the action-th response."""
+        return self._renderer.decode(self.tree.segments[self.tree.actions[action]].token_ids)
+
+
+def score_each(reward: Callable[[list[Message], str], float]) -> Scorer:
+    """A scorer from a function of the history and the response's text: single-turn RLHF with any reward."""
+
+    def score(states: Sequence[RoundState]) -> list[list[float]]:
+        return [[float(reward(s.history(a), s.response(a))) for a in range(len(s.turns))] for s in states]
+
+    return score
+
+
+class _Prepared(Dataset[PreparedTree]):
+    def __init__(self, items: Sequence[PreparedTree]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> PreparedTree:
+        return self.items[index]
+
+
+class RoundDataModule(pl.LightningDataModule):
+    """Makes a round each time a training dataloader is asked for.
+
+    Give it to ``Trainer(max_epochs=ROUNDS, reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False)``: one
+    epoch is one round. Fresh responses are sampled at temperature 1 and top-p 1, where log-probabilities are exact.
+
+    Args:
+        policy: the policy that samples and is trained.
+        conversations: logged ones; every turn's state is a prompt.
+        score: the value of every response.
+        engine: makes the engine of a round from a seed.
+        renderer: the model's chat template.
+        max_new_tokens: length at which a response is cut.
+        samples_per_state: fresh responses a state. The mean value of the others is a response's baseline, so that from
+            two on nothing has to be known about the state.
+        conversations_per_round: how many conversations' states one round uses, over all processes.
+        logged_reward: the reward of the logged actions: ``return`` is what they earned, ``q`` the scorer's value, ``mix``
+            the mean of both, ``none`` leaves them out.
+        gamma: discount from turn to turn, for ``return``.
+        ppo_epochs: passes over the samples of a round.
+        batch_size: conversations a batch.
+        rows: conversations a forward pass without gradients.
+        seed: which conversations, which responses, which order.
+        on_stage: told what is being done: ``sample``, ``score``, ``prepare`` or ``train``.
+
+    Raises:
+        ValueError: there is no conversation.
+    """
+
+    def __init__(
+        self,
+        policy: PPOPolicy,
+        conversations: Sequence[Conversation],
+        score: Scorer,
+        *,
+        engine: Callable[[int], Engine],
+        renderer: ChatRenderer,
+        max_new_tokens: int = 32,
+        samples_per_state: int = 2,
+        conversations_per_round: int = 64,
+        logged_reward: LoggedReward = "none",
+        gamma: float = 1.0,
+        ppo_epochs: int = 2,
+        batch_size: int = 8,
+        rows: int = 8,
+        seed: int = 0,
+        on_stage: Callable[[str, int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        if not conversations:
+            raise ValueError("an improvement needs logged conversations: their states are its prompts")
+        self.policy = policy
+        self.conversations = list(conversations)
+        self.score = score
+        self.engine = engine
+        self.renderer = renderer
+        self.sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=max_new_tokens)
+        self.samples_per_state = samples_per_state
+        self.conversations_per_round = conversations_per_round
+        self.logged_reward = logged_reward
+        self.gamma = gamma
+        self.ppo_epochs = ppo_epochs
+        self.batch_size = batch_size
+        self.rows = rows
+        self.seed = seed
+        self.on_stage = on_stage
+        self.round = 0
+        self.first_reward: float | None = None
+        self.generated_tokens = 0
+        order = torch.randperm(len(self.conversations), generator=torch.Generator().manual_seed(seed))
+        self._order: list[int] = order.tolist()
+
+    def train_dataloader(self) -> DataLoader[PreparedTree]:
+        """Samples, scores and prepares a round, and gives its batches."""
+        prepared = self._make_round()
+        batches = LengthBatches(
+            [len(item.tree) for item in prepared],
+            self.batch_size,
+            seed=self.seed + self.round,
+            passes=self.ppo_epochs,
+        )
+        self._tell("train", len(batches))
+        self.round += 1
+        return DataLoader(_Prepared(prepared), batch_sampler=batches, collate_fn=self._collate)
+
+    def _collate(self, items: list[PreparedTree]) -> PolicyBatch:
+        return collate_samples(items, self.renderer.pad_token_id)
+
+    def _tell(self, stage: str, total: int) -> None:
+        if self.on_stage is not None:
+            self.on_stage(stage, total)
+
+    def _chosen(self) -> list[Conversation]:
+        """This process's share of this round's conversations; the next ones of one shuffled order, over and over."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        # The same number for every process: one that took fewer steps would leave the others waiting.
+        each = max(1, min(self.conversations_per_round, len(self.conversations)) // world)
+        first = self.round * each * world + rank * each
+        return [self.conversations[self._order[(first + i) % len(self._order)]] for i in range(each)]
+
+    def _make_round(self) -> list[PreparedTree]:
+        # In the precision that training will use: else the ratio would begin beside 1.
+        with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
+            return self._make()
+
+    def _make(self) -> list[PreparedTree]:
+        states = self._sampled(self._chosen())
+        self._tell("score", len(states))
+        values = self.score(states)
+        self._tell("prepare", len(states))
+        scored = [self._rewarded(state, value) for state, value in zip(states, values, strict=True)]
+        prepared = self.policy.prepare(scored, rows=self.rows, at_anchor=self.round == 0)
+        reward = self.policy.figures.get("reward_mean")
+        if reward is not None:
+            self.first_reward = reward if self.first_reward is None else self.first_reward
+            self.policy.figures["reward_gain"] = reward - self.first_reward
+        return prepared
+
+    def _sampled(self, conversations: Sequence[Conversation]) -> list[RoundState]:
+        """Fresh responses in every state, and the logged ones if they count."""
+        rendered = [self.renderer.render(conversation) for conversation in conversations]
+        prompts = [r.tree.path(state) for r in rendered for state in r.states for _ in range(self.samples_per_state)]
+        self._tell("sample", len(prompts))
+        rank = self.trainer.global_rank if self.trainer else 0
+        engine = self.engine(self.seed * 7919 + self.round * 101 + rank)
+        responses = iter(engine.generate(prompts, self.sampling))
+        self.generated_tokens += engine.generated_tokens
+        found = []
+        for conversation, item in zip(conversations, rendered, strict=True):
+            tree, turns, fresh = item.tree.copy(), [], []
+            if self.logged_reward == "none":
+                tree.segments = [replace(segment, action=False) for segment in tree.segments]
+            else:
+                turns += list(range(len(item.actions)))
+                fresh += [False] * len(item.actions)
+            for turn, state in enumerate(item.states):
+                for _ in range(self.samples_per_state):
+                    tree.add(next(responses).token_ids, state, action=True)
+                    turns.append(turn)
+                    fresh.append(True)
+            found.append(RoundState(conversation, tree, turns, fresh, self.renderer))
+        return found
+
+    def _rewarded(self, state: RoundState, values: Sequence[float]) -> ScoredTree:
+        """Rewards, and for each response the mean value of the *other* responses to its state as the baseline.
+
+        A baseline that does not depend on the response itself leaves the gradient unbiased. A logged action's own value
+        is one of the others' too: it is one more sample of the same policy's.
+        """
+        returns = state.conversation.returns(self.gamma)
+        totals = [0.0] * len(returns)
+        counts = [0] * len(returns)
+        for turn, value in zip(state.turns, values, strict=True):
+            totals[turn] += value
+            counts[turn] += 1
+        rewards, baselines = [], []
+        for turn, value, fresh in zip(state.turns, values, state.fresh, strict=True):
+            if fresh or self.logged_reward == "q":
+                rewards.append(value)
+            else:
+                share = 1.0 if self.logged_reward == "return" else 0.5
+                rewards.append(share * returns[turn] + (1 - share) * value)
+            others = counts[turn] - 1
+            baselines.append((totals[turn] - value) / others if others else 0.0)
+        return ScoredTree(state.tree, rewards, baselines, list(state.fresh))

@@ -1,0 +1,1 @@
+"""Backbones, adapters, heads and prompt rendering: all that touches a language model."""

@@ -1,0 +1,29 @@
+"""Scalar heads: a value for a hidden state."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ScalarHead(nn.Module):
+    """One number for a hidden state: a normalised linear map, zero at the start, kept in float32.
+
+    The norm makes the head's learning rate mean the same on every trunk, whatever the scale of its hidden states.
+
+    Args:
+        hidden_size: the trunk's width.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(…, hidden) to (…)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            value: Tensor = self.linear(self.norm(hidden.to(self.linear.weight.dtype)))
+        return value.squeeze(-1)

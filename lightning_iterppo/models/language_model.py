@@ -1,0 +1,306 @@
+"""A causal language model with variants: policy, anchor, reference and critic over one set of base weights.
+
+With LoRA every variant is an adapter. With full fine-tuning a variant is a set of weights that takes the place of the
+module's own while it is in use; it is made on first use only. Either way the rest of the library says `using("anchor")`
+and does not ask which it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from lightning_iterppo.models.tree import TreeBatch
+from lightning_iterppo.models.backbones import Backbone
+
+POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
+VARIANTS = (POLICY, ANCHOR, REFERENCE, CRITIC)
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """What is trained.
+
+    Args:
+        kind: ``lora`` trains small matrices beside frozen weights, ``full`` trains every weight.
+        rank: LoRA's rank; more can express more and costs more.
+        alpha: LoRA's scale is alpha / rank.
+        dropout: dropout before LoRA's matrices; any value above 0 makes PPO's ratio noisy.
+        top_layers: adapt only the last n layers; None adapts all. The layers below need no gradients, which is
+            where most of the training time goes.
+    """
+
+    kind: Literal["lora", "full"] = "lora"
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    top_layers: int | None = None
+
+
+# Models that are an embedding, equal layers one after another, and a norm: these can be run in two parts.
+PLAIN_STACKS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@contextmanager
+def layer_span(trunk: nn.Module, start: int, stop: int | None) -> Iterator[None]:
+    """The trunk with some of its layers only; without its final norm when it stops before the end."""
+    layers, norm = trunk.layers, trunk.norm
+    trunk.layers = cast(nn.ModuleList, layers)[start:stop]
+    if stop is not None:
+        trunk.norm = nn.Identity()
+    try:
+        yield
+    finally:
+        trunk.layers, trunk.norm = layers, norm
+
+
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """The names of the linear maps inside the layers (``q_proj``, ``down_proj``, …); the output embedding is not one."""
+    trunk = getattr(model, model.base_model_prefix)
+    return sorted({name.rpartition(".")[2] for name, m in trunk.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+
+
+class LanguageModel(nn.Module):
+    """A backbone and its variants.
+
+    Args:
+        backbone: the model and its tokenizer.
+        adaptation: LoRA or full fine-tuning.
+
+    Raises:
+        ValueError: more layers are to be adapted than there are.
+    """
+
+    def __init__(self, backbone: Backbone, adaptation: Adaptation) -> None:
+        super().__init__()
+        self.adaptation = adaptation
+        self.base_path = str(backbone.path or backbone.id)
+        self.tokenizer = backbone.tokenizer
+        model = backbone.model
+        layers = int(model.config.num_hidden_layers)
+        self.hidden_size = int(model.config.hidden_size)
+        if adaptation.top_layers is not None and not 0 < adaptation.top_layers <= layers:
+            raise ValueError(f"top_layers is {adaptation.top_layers}, but the model has {layers} layers")
+        self.active = POLICY
+        self._stored: dict[str, list[Tensor]] = {}
+        if adaptation.kind == "lora":
+            config = LoraConfig(
+                r=adaptation.rank,
+                lora_alpha=adaptation.alpha,
+                lora_dropout=adaptation.dropout,
+                target_modules=linear_names(model),
+                layers_to_transform=(
+                    None if adaptation.top_layers is None else list(range(layers - adaptation.top_layers, layers))
+                ),
+                task_type="CAUSAL_LM",
+            )
+            peft_model = get_peft_model(model, config, adapter_name=POLICY)
+            for name in VARIANTS[1:]:
+                peft_model.add_adapter(name, config)
+            self.model: nn.Module = peft_model
+            for name in VARIANTS[1:]:
+                self.copy(POLICY, name)
+        else:
+            if next(model.parameters()).dtype != torch.float32:
+                # Adam's steps are smaller than bfloat16 can represent beside a weight: the trained weights are float32.
+                model = model.float()
+            model.requires_grad_(True)
+            self.model = model
+        self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
+        self.keeps_features = self.frozen_layers > 0 and model.config.model_type in PLAIN_STACKS
+        self.activate(POLICY)
+
+    @property
+    def lora(self) -> bool:
+        """Whether variants are adapters."""
+        return self.adaptation.kind == "lora"
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers model, adapters injected."""
+        if self.lora:
+            return cast(PreTrainedModel, self.model.get_base_model())  # type: ignore[operator]
+        return cast(PreTrainedModel, self.model)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """Everything up to the last hidden state."""
+        lm = self.causal_lm
+        return cast(nn.Module, getattr(lm, lm.base_model_prefix))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output embedding, (vocabulary, hidden)."""
+        return cast(Tensor, self.causal_lm.get_output_embeddings().weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head_weight.device
+
+    # -- variants ------------------------------------------------------------------------------------------------
+
+    def activate(self, name: str) -> None:
+        """Makes ``name`` the variant in use and the only one that trains."""
+        if name not in VARIANTS:
+            raise ValueError(f"unknown variant {name!r}; there are {', '.join(VARIANTS)}")
+        if self.lora:
+            self.model.set_adapter(name)  # type: ignore[operator]
+        elif name != self.active:
+            live = list(self.causal_lm.parameters())
+            if name not in self._stored:
+                self._stored[name] = [p.detach().clone() for p in live]
+            self._stored[self.active] = [p.data for p in live]
+            for parameter, tensor in zip(live, self._stored.pop(name), strict=True):
+                parameter.data = tensor
+        self.active = name
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """The variant ``name`` inside the block, the one before after it."""
+        before = self.active
+        if name != before:
+            self.activate(name)
+        try:
+            yield
+        finally:
+            if name != before:
+                self.activate(before)
+
+    def variant_tensors(self, name: str) -> dict[str, Tensor]:
+        """The weights that make the variant, by name; no copies."""
+        if self.lora:
+            marker = f".{name}."
+            return {
+                key.replace(marker, "."): parameter.data
+                for key, parameter in self.model.named_parameters()
+                if marker in key and ".lora_" in key
+            }
+        names = [key for key, _ in self.causal_lm.named_parameters()]
+        if name == self.active:
+            return {key: parameter.data for key, parameter in self.causal_lm.named_parameters()}
+        if name not in self._stored:
+            return self.variant_tensors(self.active)
+        return dict(zip(names, self._stored[name], strict=True))
+
+    def copy(self, source: str, target: str) -> None:
+        """Makes ``target`` equal to ``source``."""
+        if source == target:
+            return
+        if not self.lora and target not in self._stored and target != self.active:
+            self._stored[target] = [tensor.clone() for tensor in self.variant_tensors(source).values()]
+            return
+        destination = self.variant_tensors(target)
+        for key, tensor in self.variant_tensors(source).items():
+            destination[key].copy_(tensor)
+
+    def discard(self, name: str) -> None:
+        """Frees the weights of a variant that is not needed any more (full fine-tuning; adapters are small)."""
+        if not self.lora:
+            self._stored.pop(name, None)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What an optimiser of the active variant trains."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    # -- computing -----------------------------------------------------------------------------------------------
+
+    def hidden(self, batch: TreeBatch) -> Tensor:
+        """Last hidden states of every token under the active variant, (rows, tokens, hidden).
+
+        Layers below the adapted ones are the same for every variant and never change: what they make of a tree is
+        computed once and kept on it, for all passes over it.
+        """
+        mask = None if batch.attention_mask is None else self.attention_mask(batch.attention_mask)
+        positions = {"position_ids": batch.position_ids, "attention_mask": mask, "use_cache": False}
+        if not self.keeps_features:
+            return cast(Tensor, self.trunk(input_ids=batch.input_ids, **positions).last_hidden_state)
+        known = [tree.features for tree in batch.trees]
+        width = batch.input_ids.shape[1]
+        if any(item is None or item[0] != id(self) for item in known):
+            with torch.no_grad(), layer_span(self.trunk, 0, self.frozen_layers):
+                features = cast(Tensor, self.trunk(input_ids=batch.input_ids, **positions).last_hidden_state)
+            for row, tree in enumerate(batch.trees):
+                tree.features = (id(self), features[row, : len(tree)].clone())
+        else:
+            features = pad_sequence([item[1] for item in known if item is not None], batch_first=True)
+            features = F.pad(features, (0, 0, 0, width - features.shape[1])).to(batch.input_ids.device)
+        with layer_span(self.trunk, self.frozen_layers, None):
+            return cast(Tensor, self.trunk(inputs_embeds=features, **positions).last_hidden_state)
+
+    def attention_mask(self, mask: Tensor) -> Tensor:
+        """A mask (rows, 1, queries, keys), true where a query may look, in the form the attention in use takes.
+
+        The fused attention takes it as it is, whatever the precision; the plain one adds 0 or the least number.
+        """
+        if self.causal_lm.config._attn_implementation == "sdpa":
+            return mask
+        dtype = self.head_weight.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of the next token in float32, (…, vocabulary)."""
+        return cast(Tensor, self.causal_lm.get_output_embeddings()(hidden)).float()
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save_variant(self, name: str, directory: Path) -> None:
+        """Writes a variant as Hugging Face files: adapter_model.safetensors with its config, or full safetensors."""
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.lora:
+            state = get_peft_model_state_dict(self.model, adapter_name=name)
+            tensors = {key: value.detach().contiguous().to("cpu", copy=True) for key, value in state.items()}
+            save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+            config = self.model.peft_config[name]  # type: ignore[index,union-attr]
+            config.base_model_name_or_path = self.base_path
+            inference = config.inference_mode
+            config.inference_mode = True
+            config.save_pretrained(str(directory))
+            config.inference_mode = inference
+        else:
+            with self.using(name):
+                self.causal_lm.save_pretrained(str(directory))
+        self.tokenizer.save_pretrained(str(directory))
+
+    def save_merged(self, name: str, directory: Path) -> None:
+        """Writes a variant as one full model, adapters added into the weights; the model cannot be used afterwards."""
+        self.activate(name)
+        merged = self.model.merge_and_unload() if self.lora else self.model  # type: ignore[operator]
+        merged.save_pretrained(str(directory))
+        self.tokenizer.save_pretrained(str(directory))
+
+    def load_variant(self, name: str, directory: Path) -> None:
+        """Reads what `save_variant` wrote.
+
+        Raises:
+            FileNotFoundError: the directory does not hold a variant of this kind.
+            ValueError: the weights there are of another shape.
+        """
+        if self.lora:
+            file = directory / "adapter_model.safetensors"
+            if not file.is_file():
+                raise FileNotFoundError(f"{directory} holds no adapter_model.safetensors")
+            result = set_peft_model_state_dict(self.model, load_file(file), adapter_name=name)
+            if result.unexpected_keys:
+                raise ValueError(f"{file} does not fit this model: {result.unexpected_keys[0]} has no place in it")
+            return
+        if not (directory / "config.json").is_file():
+            raise FileNotFoundError(f"{directory} holds no full model (config.json)")
+        loaded = type(self.causal_lm).from_pretrained(str(directory), dtype=torch.float32)
+        source = dict(loaded.named_parameters())
+        if name not in self._stored and name != self.active:
+            self._stored[name] = [p.detach().clone() for p in self.causal_lm.parameters()]
+        for key, tensor in self.variant_tensors(name).items():
+            tensor.copy_(source[key].data)

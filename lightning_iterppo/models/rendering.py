@@ -1,0 +1,140 @@
+"""Conversations as tokens: chat templates, stop tokens, and the token tree of a conversation.
+
+Tokens that a policy sampled are kept as they are: decoding and encoding again may give other tokens, and the
+log-probability of an action is about the tokens that were drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_iterppo.conversation import Conversation, Message, Suggestion
+from lightning_iterppo.models.tree import ROOT, TokenTree
+
+# For models without a chat template: plain lines, a message of the agent ends with the model's own end token.
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}agent: {{ m.content }}{{ eos_token }}\n"
+    "{% elif m.role == 'user' %}customer: {{ m.content }}\n{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}agent: {% endif %}"
+)
+_CHAT_NAMES = {"customer": "user", "agent": "assistant"}
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedConversation:
+    """A conversation as a tree.
+
+    Args:
+        tree: the history as the trunk; a suggestion that was not sent as it was is a branch.
+        states: for each turn, the segment at whose end the agent speaks.
+        actions: for each turn, the segment of the action a_t: the suggestion, or the message of an ordinary log.
+    """
+
+    tree: TokenTree
+    states: list[int]
+    actions: list[int]
+
+
+class ChatRenderer:
+    """Turns conversations into token trees with a tokenizer's chat template.
+
+    Args:
+        tokenizer: any tokenizer of transformers; one without a chat template gets plain "customer: / agent:" lines.
+        system: the system message of conversations that bring none; None leaves it to the template.
+
+    Raises:
+        ValueError: the tokenizer has no end-of-sequence token, so that a response could never end.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos_token; set one: it ends every response")
+        self.tokenizer = tokenizer
+        self.system = system
+        self.stop_token_id = int(tokenizer.eos_token_id)
+        self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_id)
+        self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a piece of text, special tokens recognised but none added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def response_ids(self, text: str) -> list[int]:
+        """Tokens of a whole response: the text and the end token."""
+        return [*self.encode(text.strip()), self.stop_token_id]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a response, without its end token."""
+        ids = [int(token) for token in token_ids]
+        if ids and ids[-1] == self.stop_token_id:
+            ids.pop()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def prompt_text(self, system: str | None, messages: Sequence[Message]) -> str:
+        """What the model reads before the agent's next message."""
+        told = system if system is not None else self.system
+        chat = [] if told is None else [{"role": "system", "content": told}]
+        chat += [{"role": _CHAT_NAMES[m.role], "content": m.content.strip()} for m in messages]
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True, chat_template=self._template
+            )
+        )
+
+    def continuation(self, system: str | None, messages: Sequence[Message], *, ended: bool) -> list[int] | None:
+        """The tokens between an agent message and the next one.
+
+        Args:
+            system: the system message.
+            messages: the history up to and including the customer's answer to the agent message.
+            ended: whether the agent's tokens end with the end token already.
+
+        Returns:
+            The tokens that follow; None when the template rewrites what came before, so that nothing can be shared.
+        """
+        spoken = max(i for i, m in enumerate(messages) if m.role == "agent")
+        before = self.prompt_text(system, messages[:spoken]) + messages[spoken].content.strip()
+        whole = self.prompt_text(system, messages)
+        if not whole.startswith(before):
+            return None
+        rest = whole[len(before) :]
+        end = str(self.tokenizer.eos_token)
+        after = rest.removeprefix(end)
+        return ([] if ended else [self.stop_token_id]) + self.encode(after)
+
+    def suggestion_ids(self, suggestion: Suggestion | None, message: str) -> list[int]:
+        """The action's tokens: as sampled where they are known, else the text encoded."""
+        if suggestion is None:
+            return self.response_ids(message)
+        return list(suggestion.token_ids) or self.response_ids(suggestion.text)
+
+    def render(self, conversation: Conversation) -> RenderedConversation:
+        """The token tree of a conversation, every turn's state and action marked."""
+        tree = TokenTree()
+        history: list[Message] = []
+        states: list[int] = []
+        actions: list[int] = []
+        sent: int | None = None  # the segment of the agent's last message, when the next state can follow it
+        for turn in conversation.turns:
+            if turn.customer:
+                history.append(Message("customer", turn.customer))
+            ids = None
+            if sent is not None:
+                ended = tree.segments[sent].token_ids[-1] == self.stop_token_id
+                ids = self.continuation(conversation.system, history, ended=ended)
+            if ids is None or sent is None:
+                state = tree.add(self.encode(self.prompt_text(conversation.system, history)), ROOT)
+            else:
+                state = tree.add(ids, sent)
+            action = tree.add(self.suggestion_ids(turn.suggestion, turn.message), state, action=True)
+            if turn.disposition in ("edited", "rejected"):
+                sent = tree.add(self.response_ids(turn.message), state)
+            else:
+                sent = action
+            states.append(state)
+            actions.append(action)
+            history.append(Message("agent", turn.message))
+        return RenderedConversation(tree, states, actions)

@@ -1,0 +1,184 @@
+"""Token trees: a conversation and every response branching off its states, as one row of tokens.
+
+A state is a path from a root; a response is a segment that hangs on the end of one. Tokens attend to their own path
+only, and positions count along the path, so that one forward pass of one row gives every response exactly the hidden
+states it would have had in a row of its own, while the shared history is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens after segment ``parent`` (`ROOT` for the start); ``action`` marks a response."""
+
+    token_ids: tuple[int, ...]
+    parent: int
+    action: bool = False
+
+
+@dataclass(slots=True)
+class TokenTree:
+    """Segments in an order where a parent comes before its children."""
+
+    segments: list[Segment] = field(default_factory=list)
+    #: What frozen layers made of the tokens, (tokens, hidden), and which model: kept by `LanguageModel`, for as long as
+    #: the tree lives. A tree must not change once it has been computed.
+    features: tuple[int, Tensor] | None = field(default=None, compare=False, repr=False)
+
+    def add(self, token_ids: Sequence[int], parent: int, *, action: bool = False) -> int:
+        """Adds a segment and gives its index.
+
+        Raises:
+            ValueError: there are no tokens, the parent does not exist, or a response has no state before it.
+        """
+        if not token_ids:
+            raise ValueError("a segment needs at least one token")
+        if not ROOT <= parent < len(self.segments):
+            raise ValueError(f"segment {parent} does not exist")
+        if action and parent == ROOT:
+            raise ValueError("a response needs a state to follow")
+        self.segments.append(Segment(tuple(token_ids), parent, action))
+        return len(self.segments) - 1
+
+    @property
+    def actions(self) -> list[int]:
+        """Indices of the responses, in order."""
+        return [index for index, segment in enumerate(self.segments) if segment.action]
+
+    def path(self, index: int) -> list[int]:
+        """The token ids from the root to the end of segment ``index``."""
+        parts: list[tuple[int, ...]] = []
+        while index != ROOT:
+            parts.append(self.segments[index].token_ids)
+            index = self.segments[index].parent
+        return [token for part in reversed(parts) for token in part]
+
+    def __len__(self) -> int:
+        """How many tokens the row has."""
+        return sum(len(segment.token_ids) for segment in self.segments)
+
+    def copy(self) -> TokenTree:
+        """A tree that can grow without changing this one."""
+        return TokenTree(list(self.segments))
+
+    @property
+    def chain(self) -> bool:
+        """Whether nothing branches: every segment follows the one before."""
+        return all(segment.parent == index - 1 for index, segment in enumerate(self.segments))
+
+
+@dataclass(slots=True)
+class TreeBatch:
+    """Rows of trees, padded on the right, and where their responses are.
+
+    ``input_ids`` and ``position_ids`` are (rows, tokens), ``attention_mask`` is (rows, 1, tokens, tokens) and true where
+    a token may look, or None when no row branches, so that plain causal attention does. ``trees`` are the rows. The responses of all rows are listed in order: ``action_rows`` (batch,) says which row,
+    ``action_positions`` (batch, response) where its tokens stand, ``predict_positions`` (batch, response) where the
+    hidden states stand that predict them, ``action_tokens`` (batch, response) what they are, and ``action_mask``
+    (batch, response) which entries are real.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    action_rows: Tensor
+    action_positions: Tensor
+    predict_positions: Tensor
+    action_tokens: Tensor
+    action_mask: Tensor
+    trees: list[TokenTree]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeBatch:
+        """The batch on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        return TreeBatch(**moved)
+
+    @property
+    def last_positions(self) -> Tensor:
+        """Position of the last token of each response, (batch,)."""
+        last = self.action_mask.sum(dim=1, keepdim=True) - 1
+        return self.action_positions.gather(1, last).squeeze(1)
+
+
+def collate_trees(trees: Sequence[TokenTree], pad_token_id: int) -> TreeBatch:
+    """One `TreeBatch` of several trees.
+
+    Raises:
+        ValueError: there is no tree.
+    """
+    if not trees:
+        raise ValueError("a batch needs at least one tree")
+    width = max(len(tree) for tree in trees)
+    rows = len(trees)
+    input_ids = np.full((rows, width), pad_token_id, dtype=np.int64)
+    position_ids = np.tile(np.arange(width, dtype=np.int64), (rows, 1))  # padding goes on counting: it is nobody's
+    branching = not all(tree.chain for tree in trees)
+    mask = np.zeros((rows, width, width) if branching else (0, 0, 0), dtype=bool)
+    mask[:] = np.eye(width, dtype=bool) if branching else 0  # padding looks at itself: never a softmax of nothing
+    action_rows: list[int] = []
+    spans: list[tuple[int, int, int]] = []  # (start, stop, predictor of the first token)
+    for row, tree in enumerate(trees):
+        count = len(tree.segments)
+        lineage = np.zeros((count, count), dtype=bool)
+        owner = np.zeros(len(tree), dtype=np.int64)
+        depth_end = [0] * count
+        stops = [0] * count
+        start = 0
+        for index, segment in enumerate(tree.segments):
+            stop = start + len(segment.token_ids)
+            first = 0
+            if segment.parent != ROOT:
+                lineage[index] = lineage[segment.parent]
+                first = depth_end[segment.parent]
+            lineage[index, index] = True
+            input_ids[row, start:stop] = segment.token_ids
+            position_ids[row, start:stop] = np.arange(first, first + stop - start)
+            owner[start:stop] = index
+            depth_end[index] = first + stop - start
+            stops[index] = stop
+            if segment.action:
+                action_rows.append(row)
+                spans.append((start, stop, stops[segment.parent] - 1))
+            start = stop
+        if not branching:
+            continue
+        depth = position_ids[row, :start]
+        mask[row, :start, :start] = lineage[owner[:, None], owner[None, :]] & (depth[:, None] >= depth[None, :])
+    longest = max((stop - start for start, stop, _ in spans), default=1)
+    batch = len(spans)
+    positions = np.zeros((batch, longest), dtype=np.int64)
+    predictors = np.zeros((batch, longest), dtype=np.int64)
+    tokens = np.full((batch, longest), pad_token_id, dtype=np.int64)
+    real = np.zeros((batch, longest), dtype=bool)
+    for index, (start, stop, before) in enumerate(spans):
+        length = stop - start
+        positions[index, :length] = np.arange(start, stop)
+        predictors[index, 0] = before
+        predictors[index, 1:length] = np.arange(start, stop - 1)
+        tokens[index, :length] = input_ids[action_rows[index], start:stop]
+        real[index, :length] = True
+    return TreeBatch(
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        attention_mask=torch.from_numpy(mask[:, None]) if branching else None,
+        action_rows=torch.tensor(action_rows, dtype=torch.long),
+        action_positions=torch.from_numpy(positions),
+        predict_positions=torch.from_numpy(predictors),
+        action_tokens=torch.from_numpy(tokens),
+        action_mask=torch.from_numpy(real),
+        trees=list(trees),
+    )

@@ -1,0 +1,283 @@
+"""PPOPolicy: token-level PPO on the single-turn problem (state, response, reward).
+
+It knows nothing of conversations, critics or customers: a reward comes with each sample, wherever it was made. That is
+the reduction: with the reward Q^{π_k}(s, a), one improvement of this single-turn problem is one policy-improvement step
+of the multi-turn one (Jiang et al. 2025, theorem 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree
+from lightning_iterppo.models.tree import collate_trees
+from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss, gae, kl_k3, masked_mean
+from lightning_iterppo.models.heads import ScalarHead
+from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, LanguageModel
+from lightning_iterppo.models.logprobs import response_logprobs
+from lightning_iterppo.optimization import adamw_with_warmup
+
+
+class PPOPolicy(pl.LightningModule):
+    """Clipped PPO over the tokens of single responses, in a KL trust region around the anchor π_k.
+
+    The reward of a response, less the baseline of its state, sits on its last token; a value head on the same trunk
+    predicts it from every prefix, and GAE turns both into token advantages. The ratio is against the policy that sampled
+    a response: the round's sampler for a fresh one, the anchor for a logged one. All log-probabilities are exact ones at
+    temperature 1: responses must be sampled at temperature 1 with top-p 1, else the ratio is not a ratio of the
+    distributions that are compared.
+
+    Args:
+        model: the language model; its ``policy`` variant is trained.
+        learning_rate: of the policy.
+        value_learning_rate: of the value head.
+        clip: ε of the ratio; more lets one round move further.
+        value_clip: ε of the value head's step.
+        gae_lambda: λ; 1 trusts the response's reward alone, less leans on the value head.
+        kl_coefficient: weight of KL(π ‖ π_k) in the loss; more keeps a step smaller. May be changed while training.
+        kl_reference_coefficient: weight of KL(π ‖ reference); 0 does not compute it.
+        kl_stop: stops the improvement when a response has moved this far from π_k on average, in nats; None never.
+        value_coefficient: weight of the value loss.
+        entropy_coefficient: weight of an entropy bonus; keeps a policy from closing early.
+        whiten: scale a round's advantages to mean 0 and standard deviation 1.
+        warmup_steps: optimiser steps until the full learning rate.
+        weight_decay: AdamW's.
+        pad_token_id: fills rows.
+
+    Raises:
+        ValueError: a coefficient is out of range.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        learning_rate: float = 3e-4,
+        value_learning_rate: float = 1e-3,
+        clip: float = 0.2,
+        value_clip: float = 0.5,
+        gae_lambda: float = 0.95,
+        kl_coefficient: float = 0.05,
+        kl_reference_coefficient: float = 0.0,
+        kl_stop: float | None = None,
+        value_coefficient: float = 0.5,
+        entropy_coefficient: float = 0.0,
+        whiten: bool = True,
+        warmup_steps: int = 4,
+        weight_decay: float = 0.0,
+        pad_token_id: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("clip", clip), ("value_clip", value_clip), ("learning_rate", learning_rate)):
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, found {value}")
+        if not 0 <= gae_lambda <= 1:
+            raise ValueError(f"gae_lambda must be in [0, 1], found {gae_lambda}")
+        self.model = model
+        self.value_head = ScalarHead(model.hidden_size)
+        self.learning_rate = learning_rate
+        self.value_learning_rate = value_learning_rate
+        self.clip = clip
+        self.value_clip = value_clip
+        self.gae_lambda = gae_lambda
+        self.kl_coefficient = kl_coefficient
+        self.kl_reference_coefficient = kl_reference_coefficient
+        self.kl_stop = kl_stop
+        self.value_coefficient = value_coefficient
+        self.entropy_coefficient = entropy_coefficient
+        self.whiten = whiten
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.pad_token_id = pad_token_id
+        self.figures: dict[str, float | None] = {}
+        self.stopped_on_kl = False
+        self.trained_tokens = 0
+        self._clipped: list[float] = []
+
+    # -- a round's samples ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        trees: Sequence[ScoredTree],
+        *,
+        rows: int = 8,
+        at_anchor: bool = False,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[PreparedTree]:
+        """Everything that stays fixed while a round is trained on: log-probabilities, values, advantages.
+
+        Also measures the round on its fresh responses, which the policy just sampled: ``figures`` then holds
+        ``kl_old`` and ``kl_reference`` (nats a response), ``entropy`` (nats a token) and ``reward_mean``.
+
+        Args:
+            trees: what `ScoredTree` says.
+            rows: trees a forward pass.
+            at_anchor: the policy still is π_k, so that a pass is saved.
+            on_batch: called with the number of tokens of each pass.
+
+        Raises:
+            ValueError: there is no tree.
+        """
+        if not trees:
+            raise ValueError("a round needs at least one state")
+        training = self.training
+        self.eval()
+        with_reference = self.kl_reference_coefficient > 0
+        prepared: list[PreparedTree] = []
+        sums = torch.zeros(5, dtype=torch.float64)  # fresh responses, their tokens, KL to anchor, to reference, entropy
+        rewards = 0.0
+        order = sorted(range(len(trees)), key=lambda index: len(trees[index].tree))
+        for start in range(0, len(order), rows):
+            chosen = [trees[i] for i in order[start : start + rows]]
+            batch = collate_trees([item.tree for item in chosen], self.pad_token_id).to(self.model.device)
+            with self.model.using(POLICY):
+                logprobs, entropies, predicting = response_logprobs(self.model.hidden(batch), batch, self.model.logits)
+                values = self.value_head(predicting)
+            anchor = logprobs
+            if not at_anchor:
+                with self.model.using(ANCHOR):
+                    anchor = response_logprobs(self.model.hidden(batch), batch, self.model.logits)[0]
+            reference = torch.zeros_like(anchor)
+            if with_reference:
+                with self.model.using(REFERENCE):
+                    reference = response_logprobs(self.model.hidden(batch), batch, self.model.logits)[0]
+            mask = batch.action_mask
+            fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
+            reward = torch.tensor(
+                [r - b for item in chosen for r, b in zip(item.rewards, item.baselines, strict=True)],
+                dtype=values.dtype,
+                device=mask.device,
+            )
+            last = mask.sum(dim=1) - 1
+            token_rewards = torch.zeros_like(values)
+            token_rewards[torch.arange(len(last), device=mask.device), last] = reward  # (batch, response)
+            advantages, returns = gae(token_rewards, values, mask, gamma=1.0, lam=self.gae_lambda)
+            old = torch.where(fresh[:, None], logprobs, anchor)
+            drawn = mask & fresh[:, None]
+            sums += torch.stack(
+                [
+                    fresh.sum(),
+                    drawn.sum(),
+                    (kl_k3(logprobs, anchor) * drawn).sum(),
+                    (kl_k3(logprobs, reference) * drawn).sum(),
+                    (entropies * drawn).sum(),
+                ]
+            ).to("cpu", torch.float64)
+            rewards += sum(r for item in chosen for r, f in zip(item.rewards, item.fresh, strict=True) if f)
+            prepared += _by_tree(chosen, mask, old, values, anchor, reference, advantages, returns)
+            if on_batch is not None:
+                on_batch(sum(len(item.tree) for item in chosen))
+        self.train(training)
+        if self.whiten:
+            self._whiten(prepared)
+        self._measure(torch.cat([sums, torch.tensor([rewards], dtype=torch.float64)]), with_reference)
+        return prepared
+
+    def _whiten(self, prepared: list[PreparedTree]) -> None:
+        """Scales advantages over the whole round and all processes."""
+        flat = torch.cat([tensor for item in prepared for tensor in item.advantages]).double()
+        totals = self._total(torch.stack([torch.ones_like(flat).sum(), flat.sum(), (flat**2).sum()]))
+        mean = totals[1] / totals[0]
+        scale = (totals[2] / totals[0] - mean**2).clamp(min=0).sqrt() + 1e-8
+        for item in prepared:
+            item.advantages = [((tensor - mean) / scale).to(tensor.dtype) for tensor in item.advantages]
+
+    def _total(self, values: Tensor) -> Tensor:
+        """The sum over processes."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            total = values.to(self.model.device)
+            torch.distributed.all_reduce(total)
+            return total.to(values.device)
+        return values
+
+    def _measure(self, sums: Tensor, with_reference: bool) -> None:
+        responses, tokens, anchor, reference, entropy, reward = self._total(sums).tolist()
+        if responses == 0:
+            return
+        self.figures["kl_old"] = anchor / responses
+        self.figures["kl_reference"] = reference / responses if with_reference else None
+        self.figures["entropy"] = entropy / tokens
+        self.figures["reward_mean"] = reward / responses
+        if self.kl_stop is not None and anchor / responses > self.kl_stop:
+            self.stopped_on_kl = True
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Makes the policy's variant the one that trains, before a strategy wraps the module."""
+        self.model.activate(POLICY)
+
+    def on_fit_start(self) -> None:
+        """A new improvement: nothing measured yet."""
+        self.stopped_on_kl = False
+        self.figures = {}
+        self.trained_tokens = 0
+        self._clipped = []
+
+    def on_train_batch_start(self, batch: PolicyBatch, batch_idx: int) -> int | None:
+        """Ends the improvement when the round began too far from π_k."""
+        if self.stopped_on_kl:
+            self.trainer.should_stop = True
+            return -1
+        return None
+
+    def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
+        """The PPO loss of some rows."""
+        tree, mask = batch.tree, batch.tree.action_mask
+        logprobs, entropies, predicting = response_logprobs(self.model.hidden(tree), tree, self.model.logits)
+        policy_loss, clipped = clipped_policy_loss(
+            logprobs, batch.old_logprobs, batch.advantages, mask, clip=self.clip
+        )
+        values = self.value_head(predicting)
+        value_loss = clipped_value_loss(values, batch.old_values, batch.returns, mask, clip=self.value_clip)
+        kl_anchor = masked_mean(kl_k3(logprobs, batch.anchor_logprobs), mask)
+        entropy = masked_mean(entropies, mask)
+        loss = policy_loss + self.value_coefficient * value_loss + self.kl_coefficient * kl_anchor
+        if self.kl_reference_coefficient > 0:
+            loss = loss + self.kl_reference_coefficient * masked_mean(kl_k3(logprobs, batch.reference_logprobs), mask)
+        if self.entropy_coefficient > 0:
+            loss = loss - self.entropy_coefficient * entropy
+        samples = mask.shape[0]
+        self.log("policy/loss", loss.detach(), batch_size=samples)
+        self.log("policy/value_loss", value_loss.detach(), batch_size=samples)
+        self.log("policy/kl_token", kl_anchor.detach(), batch_size=samples)
+        self.log("policy/clip_fraction", clipped, batch_size=samples)
+        self._clipped.append(float(clipped))
+        self.trained_tokens += int(tree.position_ids.numel())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """The share of clipped tokens over the improvement so far."""
+        if self._clipped:
+            mean = self._total(torch.tensor([sum(self._clipped), float(len(self._clipped))]))
+            self.figures["clip_fraction"] = float(mean[0] / mean[1])
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the policy's variant and the value head."""
+        return adamw_with_warmup(
+            [
+                (self.model.trainable_parameters(), self.learning_rate),
+                (self.value_head.parameters(), self.value_learning_rate),
+            ],
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+        )
+
+
+def _by_tree(chosen: Sequence[ScoredTree], mask: Tensor, *tensors: Tensor) -> list[PreparedTree]:
+    """Cuts (batch, response) tensors into one piece a response, and the pieces into trees; on the host."""
+    lengths = mask.sum(dim=1).tolist()
+    pieces = [[row[:length] for row, length in zip(tensor.cpu(), lengths, strict=True)] for tensor in tensors]
+    found, start = [], 0
+    for item in chosen:
+        stop = start + len(item.fresh)
+        old, values, anchor, reference, advantages, returns = (piece[start:stop] for piece in pieces)
+        found.append(PreparedTree(item.tree, item.fresh, old, values, anchor, reference, advantages, returns))
+        start = stop
+    return found

@@ -1,0 +1,74 @@
+"""Where a run is: the phase, how far it has come, and the callback that keeps that current during Lightning's fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+
+Phase = Literal["start", "logs", "warm-start", "before", "collect", "evaluate", "improve", "after", "done"]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run is.
+
+    Args:
+        phase: what is being done.
+        iteration: which iteration, from 0.
+        round: inside an improvement, which round, from 0.
+        done: how much of the phase's present step is done, in ``unit``.
+        total: how much there is; 0 when not known.
+        unit: what is counted.
+        tokens: generated or trained so far in this phase.
+    """
+
+    phase: Phase = "start"
+    iteration: int = 0
+    round: int = 0
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    tokens: int = 0
+
+    def begin(self, phase: Phase, *, total: int = 0, unit: str = "") -> None:
+        """A new phase."""
+        self.phase, self.round, self.tokens = phase, 0, 0
+        self.step(total, unit)
+
+    def step(self, total: int, unit: str) -> None:
+        """A new step inside the phase."""
+        self.done, self.total, self.unit = 0, total, unit
+
+
+class FitProgress(pl.Callback):
+    """Counts training batches into a `Progress`, and gives each phase's metrics a step that goes on from the last phase.
+
+    Args:
+        progress: what to keep current.
+        first_step: optimiser steps of the phases before.
+        moved: called after every change.
+    """
+
+    def __init__(self, progress: Progress, first_step: int, moved: Callable[[], None]) -> None:
+        self.progress = progress
+        self.first_step = first_step
+        self.moved = moved
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The phase's batches are known now; a round announces its own."""
+        if self.progress.phase != "improve":
+            batches = int(trainer.num_training_batches)
+            self.progress.step(batches * int(trainer.max_epochs or 1), "batches")
+            self.moved()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """One more batch."""
+        self.progress.done += 1
+        self.progress.tokens += int(batch.tree.position_ids.numel())
+        pl_module.log("step", float(self.first_step + trainer.global_step))
+        self.moved()

@@ -1,0 +1,82 @@
+"""The weights of a run on disk: an iteration's checkpoint for others to load, and the state to go on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_iterppo.critic import QCritic
+from lightning_iterppo.files import replace_directory
+from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
+from lightning_iterppo.policy import PPOPolicy
+
+HEAD = "head.safetensors"
+
+
+def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+
+
+def save_checkpoint(path: Path, model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> None:
+    """Writes ``policy/`` and ``critic/``, Hugging Face layouts, all or nothing."""
+    with replace_directory(path) as directory:
+        model.save_variant(POLICY, directory / "policy")
+        save_critic(directory / "critic", model, critic)
+
+
+def save_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
+    """The critic's trunk and head."""
+    model.save_variant(CRITIC, directory)
+    save_file(_on_host(critic.head.state_dict()), directory / HEAD)
+
+
+def load_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
+    """Reads what `save_critic` wrote.
+
+    Raises:
+        FileNotFoundError: it is not a critic's directory.
+    """
+    if not (directory / HEAD).is_file():
+        raise FileNotFoundError(f"{directory} holds no critic ({HEAD} is missing)")
+    model.load_variant(CRITIC, directory)
+    critic.head.load_state_dict(load_file(directory / HEAD))
+
+
+def module_state(model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> dict[str, Any]:
+    """All weights that training changed. π_k is the policy itself between two improvements, and not kept."""
+    names = [POLICY, CRITIC]
+    if model.lora or policy.kl_reference_coefficient > 0:
+        names.append(REFERENCE)
+    return {
+        "variants": {name: _on_host(model.variant_tensors(name)) for name in names},
+        "critic_head": _on_host(critic.head.state_dict()),
+        "value_head": _on_host(policy.value_head.state_dict()),
+        "kl_coefficient": float(policy.kl_coefficient),
+        "critic_figures": dict(critic.figures),
+    }
+
+
+def load_modules(state: dict[str, Any], model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> None:
+    """Puts the weights of `module_state` back."""
+    for name, tensors in state["variants"].items():
+        if not model.lora and name != model.active:
+            model.copy(model.active, name)  # makes room for it
+        _restore(model.variant_tensors(name), tensors)
+    _load(critic.head, state["critic_head"])
+    _load(policy.value_head, state["value_head"])
+    policy.kl_coefficient = state["kl_coefficient"]
+    critic.figures = dict(state["critic_figures"])
+
+
+def _restore(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    if own.keys() != saved.keys():
+        raise ValueError("the saved weights belong to another model or adaptation than the recipe's")
+    for key, tensor in own.items():
+        tensor.copy_(saved[key])
+
+
+def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
+    module.load_state_dict(state)

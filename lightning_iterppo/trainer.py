@@ -1,0 +1,137 @@
+"""A fresh `lightning.Trainer` for each phase, and the processes of a multi-device strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from lightning_iterppo.config import TrainerConfig
+from lightning_iterppo.targets import instantiate
+
+
+class TrainerFactory:
+    """Makes the Trainers of a run from one configuration.
+
+    Lightning then owns device, precision, strategy, accumulation and clipping. Sharding over processes is ours
+    (conversations are dealt out, not batches), so its sampler injection is off.
+
+    Args:
+        config: the ``trainer`` section of a recipe.
+    """
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self.config = config
+        self._device: torch.device | None = None
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+
+    @property
+    def several_processes(self) -> bool:
+        """Whether the configuration asks for more than one process."""
+        devices = self.config.devices
+        many = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
+        return many or self.config.num_nodes > 1
+
+    def launch(self) -> None:
+        """Starts the other processes, so that conversations are shared out before the first fit too.
+
+        Does nothing for one process, or where they were started already (torchrun, SLURM).
+        """
+        if not self.several_processes or torch.distributed.is_initialized():
+            return
+        fabric = L.Fabric(
+            accelerator=self.config.accelerator,
+            devices=self.config.devices,
+            num_nodes=self.config.num_nodes,
+            strategy=self._strategy(fabric=True),
+        )
+        fabric.launch()
+
+    @property
+    def device(self) -> torch.device:
+        """This process's device."""
+        if self._device is None:
+            self._device = torch.device(self.make(max_epochs=1).strategy.root_device)
+        return self._device
+
+    def _strategy(self, *, fabric: bool = False) -> Any:
+        strategy = self.config.strategy
+        if not isinstance(strategy, dict):
+            return strategy
+        if not fabric:
+            return instantiate(strategy)
+        # Fabric's strategies are siblings of the Trainer's, under the same class name.
+        _, _, name = str(strategy["_target_"]).rpartition(".")
+        backend = strategy.get("process_group_backend")
+        arguments = {} if backend is None else {"process_group_backend": backend}
+        return instantiate({"_target_": f"lightning.fabric.strategies.{name}", **arguments})
+
+    def make(
+        self,
+        *,
+        max_epochs: int,
+        callbacks: Sequence[Callback] = (),
+        logger: Sequence[Logger] = (),
+        rounds: bool = False,
+    ) -> Trainer:
+        """A Trainer for one phase.
+
+        Args:
+            max_epochs: epochs, or rounds.
+            callbacks: Lightning callbacks.
+            logger: loggers; none logs nothing.
+            rounds: ask for a new training dataloader every epoch.
+        """
+        return Trainer(
+            accelerator=self.config.accelerator,
+            devices=self.config.devices,
+            num_nodes=self.config.num_nodes,
+            strategy=self._strategy(),
+            precision=self.config.precision,  # type: ignore[arg-type]
+            max_epochs=max_epochs,
+            gradient_clip_val=self.config.gradient_clip_val,
+            accumulate_grad_batches=self.config.accumulate_grad_batches,
+            callbacks=list(callbacks),
+            logger=list(logger) or False,
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            reload_dataloaders_every_n_epochs=1 if rounds else 0,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+def rank() -> int:
+    """This process's number; 0 when there is only one."""
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def barrier() -> None:
+    """Waits until every process is here."""
+    if _distributed():
+        torch.distributed.barrier()
+
+
+def gather_lists(items: list[Any]) -> list[Any]:
+    """Every process's items, one process's after another's, on every process."""
+    if not _distributed():
+        return items
+    parts: list[list[Any] | None] = [None] * world_size()
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part or []]
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,63 @@
+"""WarmStart: behaviour cloning of logged agent messages, so that the first policy speaks like the people it learnt from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_iterppo.data.turns import TurnBatch
+from lightning_iterppo.functional import masked_mean
+from lightning_iterppo.models.language_model import POLICY, LanguageModel
+from lightning_iterppo.models.logprobs import response_logprobs
+from lightning_iterppo.optimization import adamw_with_warmup
+
+
+class WarmStart(pl.LightningModule):
+    """Maximises the log-probability of the agent's messages, end token included, in their conversations.
+
+    Args:
+        model: the language model; its ``policy`` variant is trained.
+        learning_rate: AdamW's.
+        warmup_steps: optimiser steps until the full learning rate.
+        weight_decay: AdamW's.
+    """
+
+    def __init__(
+        self, model: LanguageModel, *, learning_rate: float = 1e-3, warmup_steps: int = 10, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.weight_decay = weight_decay
+        self.trained_tokens = 0
+
+    def setup(self, stage: str) -> None:
+        """Makes the policy's variant the one that trains, before a strategy wraps the module."""
+        self.model.activate(POLICY)
+
+    def loss(self, batch: TurnBatch) -> Tensor:
+        """Mean negative log-likelihood of the action tokens, in nats a token; a scalar."""
+        logprobs, _, _ = response_logprobs(self.model.hidden(batch.tree), batch.tree, self.model.logits)
+        return -masked_mean(logprobs, batch.tree.action_mask)
+
+    def training_step(self, batch: TurnBatch, batch_idx: int) -> Tensor:
+        """The negative log-likelihood of some conversations."""
+        loss = self.loss(batch)
+        self.trained_tokens += int(batch.tree.position_ids.numel())
+        self.log("warm_start/loss", loss.detach(), batch_size=len(batch.returns))
+        return loss
+
+    def validation_step(self, batch: TurnBatch, batch_idx: int) -> None:
+        """The same on held-out conversations."""
+        self.log("warm_start/held_out_loss", self.loss(batch), batch_size=len(batch.returns), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the policy's variant."""
+        return adamw_with_warmup(
+            [(self.model.trainable_parameters(), self.learning_rate)],
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+        )
