@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from lightning_iterppo.files import replace_directory
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.backbones import load_backbone
-from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, Adaptation, LanguageModel
+from lightning_iterppo.models.language_model import POLICY, Adaptation, LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.policy import PPOPolicy
@@ -32,7 +32,7 @@ from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.snapshot import load_critic, save_critic
 from lightning_iterppo.step_metrics import continue_metrics
-from lightning_iterppo.summary import Rate, Summary
+from lightning_iterppo.summary import Summary
 from lightning_iterppo.trainer import TrainerFactory, rank
 from lightning_iterppo.warm_start import WarmStart
 
@@ -68,7 +68,9 @@ def build_parts(config: Recipe) -> Parts:
         policy=PPOPolicy(
             model,
             learning_rate=policy.learning_rate,
+            value_learning_rate=policy.value_learning_rate,
             clip=policy.clip,
+            value_clip=policy.value_clip,
             gae_lambda=policy.gae_lambda,
             kl_coefficient=policy.kl_coefficient,
             kl_reference_coefficient=policy.kl_reference_coefficient,
@@ -76,10 +78,24 @@ def build_parts(config: Recipe) -> Parts:
             value_coefficient=policy.value_coefficient,
             entropy_coefficient=policy.entropy_coefficient,
             whiten=policy.whiten,
+            warmup_steps=policy.warmup_steps,
+            weight_decay=policy.weight_decay,
             pad_token_id=renderer.pad_token_id,
         ),
-        critic=QCritic(model, learning_rate=critic.learning_rate, pad_token_id=renderer.pad_token_id),
-        warm_start=WarmStart(model, learning_rate=config.warm_start.learning_rate),
+        critic=QCritic(
+            model,
+            learning_rate=critic.learning_rate,
+            head_learning_rate=critic.head_learning_rate,
+            warmup_steps=critic.warmup_steps,
+            weight_decay=critic.weight_decay,
+            pad_token_id=renderer.pad_token_id,
+        ),
+        warm_start=WarmStart(
+            model,
+            learning_rate=config.warm_start.learning_rate,
+            warmup_steps=config.warm_start.warmup_steps,
+            weight_decay=config.warm_start.weight_decay,
+        ),
         trainers=trainers,
     )
 
@@ -359,4 +375,3 @@ def _without_logs(config: Recipe) -> Recipe:
 def _refuse_full(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunDirectoryError(f"{path} already exists: choose another with -o")
-

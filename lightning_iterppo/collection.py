@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
 from typing import TypeVar
 
 from lightning_iterppo.conversation import Conversation, Message, Suggestion, Turn

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torchmetrics import ExplainedVariance, MeanSquaredError
 from torchmetrics.classification import BinaryAUROC, BinaryCalibrationError
 
-from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
+from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.optimization import adamw_with_warmup
 
 
@@ -186,4 +186,3 @@ class QCritic(pl.LightningModule):
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
         )
-

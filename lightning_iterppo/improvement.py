@@ -1,8 +1,8 @@
 """RoundDataModule: the samples of one round of improvement, made anew for every round.
 
 A round takes logged conversations, samples fresh responses in each of their states from the policy as it is now, and
-asks for the reward of every response. Where the rewards come from is the caller's business: a critic's Q, or any function
-of the history and the response.
+asks for the reward of every response. Where the rewards come from is the caller's business: a critic's Q, or any
+function of the history and the response.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_iterppo.conversation import Conversation, Message
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree, collate_samples
-from lightning_iterppo.models.tree import TokenTree
 from lightning_iterppo.data.turns import LengthBatches
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.tree import TokenTree
 from lightning_iterppo.policy import PPOPolicy
 
 LoggedReward = Literal["return", "q", "mix", "none"]
@@ -105,8 +105,8 @@ class RoundDataModule(pl.LightningDataModule):
         samples_per_state: fresh responses a state. The mean value of the others is a response's baseline, so that from
             two on nothing has to be known about the state.
         conversations_per_round: how many conversations' states one round uses, over all processes.
-        logged_reward: the reward of the logged actions: ``return`` is what they earned, ``q`` the scorer's value, ``mix``
-            the mean of both, ``none`` leaves them out.
+        logged_reward: the reward of the logged actions: ``return`` is what they earned, ``q`` the scorer's value,
+            ``mix`` the mean of both, ``none`` leaves them out.
         gamma: discount from turn to turn, for ``return``.
         ppo_epochs: passes over the samples of a round.
         batch_size: conversations a batch.

@@ -1,8 +1,9 @@
 """IterativePPOLoop: collect, evaluate, improve, again.
 
-Lightning 2 has no public custom loop, so this is an object of its own. It makes a fresh Trainer for every phase, calls the
-outer hooks of the callbacks, and writes what `--resume` needs after every phase: a run that was killed repeats at most
-the phase it was in. Every phase takes its randomness from (seed, phase, iteration), so a repeated phase is the same one.
+Lightning 2 has no public custom loop, so this is an object of its own. It makes a fresh Trainer for every phase, calls
+the outer hooks of the callbacks, and writes what `--resume` needs after every phase: a run that was killed repeats at
+most the phase it was in. Every phase takes its randomness from (seed, phase, iteration), so a repeated phase is the
+same one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from lightning_iterppo.data.turns import TurnDataModule, split_conversations
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.local import LocalEngine
-from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.improvement import RoundDataModule, RoundState
 from lightning_iterppo.machine import describe_machine, peak_memory_bytes
 from lightning_iterppo.models.language_model import ANCHOR, CRITIC, POLICY, REFERENCE, LanguageModel
@@ -419,7 +419,7 @@ class IterativePPOLoop:
     def fit_critic_only(
         self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None
     ) -> dict[str, float | None]:
-        """Fits Q on logs; holds some out whole when no validation conversations are given. Gives the held-out figures."""
+        """Fits Q on logs, some of them held out whole without validation conversations. Gives the held-out figures."""
         self._place()
         if validation is None:
             logs, validation = split_conversations(logs, self.settings.validation_fraction, self.seed)
@@ -511,6 +511,7 @@ class IterativePPOLoop:
 
     def _write_summary(self) -> None:
         peak = peak_memory_bytes()
-        self.summary.peak_memory_bytes = max(peak, self.summary.peak_memory_bytes or 0)
+        if peak is not None:
+            self.summary.peak_memory_bytes = max(peak, self.summary.peak_memory_bytes or 0)
         if self.run_dir is not None and self.is_main:
             self.run_dir.write_summary(self.summary)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree
-from lightning_iterppo.models.tree import collate_trees
 from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss, gae, kl_k3, masked_mean
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.models.logprobs import response_logprobs
+from lightning_iterppo.models.tree import collate_trees
 from lightning_iterppo.optimization import adamw_with_warmup
 
 
@@ -27,10 +27,10 @@ class PPOPolicy(pl.LightningModule):
     """Clipped PPO over the tokens of single responses, in a KL trust region around the anchor π_k.
 
     The reward of a response, less the baseline of its state, sits on its last token; a value head on the same trunk
-    predicts it from every prefix, and GAE turns both into token advantages. The ratio is against the policy that sampled
-    a response: the round's sampler for a fresh one, the anchor for a logged one. All log-probabilities are exact ones at
-    temperature 1: responses must be sampled at temperature 1 with top-p 1, else the ratio is not a ratio of the
-    distributions that are compared.
+    predicts it from every prefix, and GAE turns both into token advantages. The ratio is against the policy that
+    sampled a response: the round's sampler for a fresh one, the anchor for a logged one. All log-probabilities are
+    exact ones at temperature 1: responses must be sampled at temperature 1 with top-p 1, else the ratio is not a ratio
+    of the distributions that are compared.
 
     Args:
         model: the language model; its ``policy`` variant is trained.
@@ -231,9 +231,7 @@ class PPOPolicy(pl.LightningModule):
         """The PPO loss of some rows."""
         tree, mask = batch.tree, batch.tree.action_mask
         logprobs, entropies, predicting = response_logprobs(self.model.hidden(tree), tree, self.model.logits)
-        policy_loss, clipped = clipped_policy_loss(
-            logprobs, batch.old_logprobs, batch.advantages, mask, clip=self.clip
-        )
+        policy_loss, clipped = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, mask, clip=self.clip)
         values = self.value_head(predicting)
         value_loss = clipped_value_loss(values, batch.old_values, batch.returns, mask, clip=self.value_clip)
         kl_anchor = masked_mean(kl_k3(logprobs, batch.anchor_logprobs), mask)

@@ -44,7 +44,7 @@ class Progress:
 
 
 class FitProgress(pl.Callback):
-    """Counts training batches into a `Progress`, and gives each phase's metrics a step that goes on from the last phase.
+    """Counts training batches into a `Progress`, and gives a phase's metrics a step that goes on from the last phase.
 
     Args:
         progress: what to keep current.

@@ -125,5 +125,6 @@ class RunDirectory:
         try:
             state: dict[str, Any] = torch.load(self.last_checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise RunDirectoryError(f"{self.last_checkpoint} cannot be read: {error}") from error
+            reason = str(error).strip().partition("\n")[0][:160]
+            raise RunDirectoryError(f"{self.last_checkpoint} cannot be read ({reason})") from error
         return state

@@ -59,9 +59,9 @@ class IterationRecord:
 class Summary:
     """A whole run.
 
-    ``seconds`` counts from the start of training to its end, over all processes of a resumed run; the evaluations before
-    and after are counted in ``evaluation_seconds``. ``before_held_out`` and ``after_held_out`` are the second figure: a
-    kind of customer that training never meets.
+    ``seconds`` counts from the start of training to its end, over all processes of a resumed run; the evaluations
+    before and after are counted in ``evaluation_seconds``. ``before_held_out`` and ``after_held_out`` are the second
+    figure: a kind of customer that training never meets.
     """
 
     recipe: str
@@ -99,7 +99,7 @@ class Summary:
 def side_by_side(
     before: Sequence[Conversation], after: Sequence[Conversation]
 ) -> tuple[Conversation | None, Conversation | None]:
-    """A pair to show: the same customer, lost before and won after; else any lost one and any won one; else the first."""
+    """A pair to show: one customer, lost before and won after; else any lost one and any won one; else the first."""
     won = {c.seed: c for c in after if (c.outcome or 0) > 0}
     for conversation in before:
         if (conversation.outcome or 0) <= 0 and conversation.seed in won:

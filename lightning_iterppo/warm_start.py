@@ -1,4 +1,4 @@
-"""WarmStart: behaviour cloning of logged agent messages, so that the first policy speaks like the people it learnt from."""
+"""WarmStart: behaviour cloning of logged agent messages: the first policy speaks like the people it learnt from."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_iterppo.conversation import Conversation
-from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,18 @@ def split_conversations(
     """
     held = round(len(conversations) * fraction)
     if not 0 < held < len(conversations):
-        raise ValueError(f"cannot hold out {fraction:g} of {len(conversations)} conversations and keep some on both sides")
+        raise ValueError(
+            f"cannot hold out {fraction:g} of {len(conversations)} conversations and keep some on both sides"
+        )
     order = torch.randperm(len(conversations), generator=torch.Generator().manual_seed(seed)).tolist()
     return [conversations[i] for i in sorted(order[held:])], [conversations[i] for i in sorted(order[:held])]
 
 
 def shard(items: Sequence[LoggedTree], rank: int, world_size: int, *, equal: bool) -> list[LoggedTree]:
-    """The items of one process. With ``equal`` every process gets the same number, the first ones repeated if need be:
-    processes that take different numbers of steps would wait for each other for ever.
+    """The items of one process.
+
+    With ``equal`` every process gets the same number, the first ones repeated if need be: processes that take different
+    numbers of steps would wait for each other for ever.
     """
     if world_size == 1:
         return list(items)

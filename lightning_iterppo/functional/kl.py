@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def kl_k1(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
-    """log π - log π_other a token: unbiased, high variance, may be negative. Same shape in and out."""
+    """The log-ratio, log π - log π_other, a token: unbiased, high variance, may be negative. Same shape in and out."""
     return logprobs - other_logprobs
 
 

@@ -1,0 +1,1 @@
+"""Engines: prompts in, responses with token ids and log-probabilities out."""

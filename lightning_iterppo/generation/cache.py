@@ -15,11 +15,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 _STEP = 64  # slots added at once
 
 
-class SlotLayer(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values in a buffer that grows by steps, where transformers' own copies all on every token."""
+class SlotLayer(DynamicLayer):
+    """One layer's keys and values in a buffer that grows by steps; transformers' own copies all on every token."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.length = 0
         self.key_buffer: Tensor | None = None
         self.value_buffer: Tensor | None = None

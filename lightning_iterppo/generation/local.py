@@ -1,8 +1,8 @@
 """The local engine: samples from the weights in memory.
 
 It computes no token's keys and values twice. Prompts that begin alike in one call (the states of one conversation, or
-one state asked for several responses) are read once; with ``keep=True`` the rows of the last call stay, so that the next
-turn of a conversation only reads what is new. Responses that ended leave the batch.
+one state asked for several responses) are read once; with ``keep=True`` the rows of the last call stay, so that the
+next turn of a conversation only reads what is new. Responses that ended leave the batch.
 """
 
 from __future__ import annotations
@@ -144,9 +144,7 @@ class LocalEngine:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _decode(
-        self, cache: SlotCache, hidden: Tensor, sampling: Sampling
-    ) -> tuple[list[Response], SlotCache]:
+    def _decode(self, cache: SlotCache, hidden: Tensor, sampling: Sampling) -> tuple[list[Response], SlotCache]:
         """Samples until every row ended. ``hidden`` (rows, hidden) predicts each row's first token."""
         rows = hidden.shape[0]
         tokens: list[list[int]] = [[] for _ in range(rows)]

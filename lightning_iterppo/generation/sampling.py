@@ -12,11 +12,11 @@ from torch import Tensor
 class Sampling:
     """How responses are sampled.
 
-    PPO's theory is about the distribution that really sampled. At temperature 1 with ``top_p`` 1 that is the model's own
-    distribution and the recorded log-probabilities are exact for it. Another temperature or a smaller ``top_p`` samples
-    from a sharper or truncated distribution; the recorded log-probabilities are then of *that* distribution (so they
-    stay valid as a behaviour policy's, for importance weights), and they differ from the log-probabilities that training
-    computes at temperature 1. Improvement therefore samples at temperature 1 and ``top_p`` 1, always.
+    PPO's theory is about the distribution that really sampled. At temperature 1 with ``top_p`` 1 that is the model's
+    own distribution and the recorded log-probabilities are exact for it. Another temperature or a smaller ``top_p``
+    samples from a sharper or truncated distribution; the recorded log-probabilities are then of *that* distribution (so
+    they stay valid as a behaviour policy's, for importance weights), and they differ from the log-probabilities that
+    training computes at temperature 1. Improvement therefore samples at temperature 1 and ``top_p`` 1, always.
 
     Args:
         temperature: divides the logits; 0 takes the most likely token (log-probability 0).
@@ -60,7 +60,10 @@ def sample_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator
         before = ordered.exp().cumsum(dim=-1) - ordered.exp()  # probability of everything more likely
         dropped = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
         logprobs = torch.log_softmax(logprobs.masked_fill(dropped, float("-inf")), dim=-1)
-    # The Gumbel trick draws exactly, in one pass, from float32 log-probabilities: argmax(log p + Gumbel noise).
-    noise = torch.empty_like(logprobs).exponential_(generator=generator).log_().neg_()
-    tokens = (logprobs + noise).argmax(dim=-1)
-    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+    # By inverting the distribution function: one random number a row, where exponential or Gumbel noise for a whole
+    # vocabulary takes longer than the model. In float64, so that rare tokens are not lost in the sum.
+    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    drawn = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=logits.device) * total
+    tokens = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[-1] - 1)
+    return tokens.squeeze(-1), logprobs.gather(-1, tokens).squeeze(-1)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,8 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lightning_iterppo.models.tree import TreeBatch
 from lightning_iterppo.models.backbones import Backbone
+from lightning_iterppo.models.tree import TreeBatch
 
 POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
 VARIANTS = (POLICY, ANCHOR, REFERENCE, CRITIC)
@@ -67,7 +67,7 @@ def layer_span(trunk: nn.Module, start: int, stop: int | None) -> Iterator[None]
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
-    """The names of the linear maps inside the layers (``q_proj``, ``down_proj``, …); the output embedding is not one."""
+    """Names of the linear maps inside the layers (``q_proj``, ``down_proj``, …); the output embedding is not one."""
     trunk = getattr(model, model.base_model_prefix)
     return sorted({name.rpartition(".")[2] for name, m in trunk.named_modules() if isinstance(m, nn.Linear | Conv1D)})
 
@@ -263,7 +263,7 @@ class LanguageModel(nn.Module):
             state = get_peft_model_state_dict(self.model, adapter_name=name)
             tensors = {key: value.detach().contiguous().to("cpu", copy=True) for key, value in state.items()}
             save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-            config = self.model.peft_config[name]  # type: ignore[index,union-attr]
+            config = cast(PeftModel, self.model).peft_config[name]
             config.base_model_name_or_path = self.base_path
             inference = config.inference_mode
             config.inference_mode = True
@@ -277,7 +277,7 @@ class LanguageModel(nn.Module):
     def save_merged(self, name: str, directory: Path) -> None:
         """Writes a variant as one full model, adapters added into the weights; the model cannot be used afterwards."""
         self.activate(name)
-        merged = self.model.merge_and_unload() if self.lora else self.model  # type: ignore[operator]
+        merged = cast(Any, self.model).merge_and_unload() if self.lora else self.causal_lm
         merged.save_pretrained(str(directory))
         self.tokenizer.save_pretrained(str(directory))
 
@@ -292,7 +292,7 @@ class LanguageModel(nn.Module):
             file = directory / "adapter_model.safetensors"
             if not file.is_file():
                 raise FileNotFoundError(f"{directory} holds no adapter_model.safetensors")
-            result = set_peft_model_state_dict(self.model, load_file(file), adapter_name=name)
+            result: Any = set_peft_model_state_dict(self.model, load_file(file), adapter_name=name)
             if result.unexpected_keys:
                 raise ValueError(f"{file} does not fit this model: {result.unexpected_keys[0]} has no place in it")
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,11 +82,12 @@ class TokenTree:
 class TreeBatch:
     """Rows of trees, padded on the right, and where their responses are.
 
-    ``input_ids`` and ``position_ids`` are (rows, tokens), ``attention_mask`` is (rows, 1, tokens, tokens) and true where
-    a token may look, or None when no row branches, so that plain causal attention does. ``trees`` are the rows. The responses of all rows are listed in order: ``action_rows`` (batch,) says which row,
-    ``action_positions`` (batch, response) where its tokens stand, ``predict_positions`` (batch, response) where the
-    hidden states stand that predict them, ``action_tokens`` (batch, response) what they are, and ``action_mask``
-    (batch, response) which entries are real.
+    ``input_ids`` and ``position_ids`` are (rows, tokens), ``attention_mask`` is (rows, 1, tokens, tokens) and true
+    where a token may look, or None when no row branches, so that plain causal attention does. ``trees`` are the rows.
+    The responses of all rows are listed in order: ``action_rows`` (batch,) says which row, ``action_positions`` (batch,
+    response) where its tokens stand, ``predict_positions`` (batch, response) where the hidden states stand that predict
+    them, ``action_tokens`` (batch, response) what they are, and ``action_mask`` (batch, response) which entries are
+    real.
     """
 
     input_ids: Tensor
@@ -101,7 +103,7 @@ class TreeBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeBatch:
         """The batch on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
             for name, value in values.items()
         }
