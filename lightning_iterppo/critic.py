@@ -156,9 +156,9 @@ class QCritic(pl.LightningModule):
         figures["brier_constant"] = float(totals[2]) / count - base**2
         figures["loss"] = loss
         figures["turns"] = count
-        for name, value in figures.items():
-            if value is not None:
-                self.log(f"critic/{name}", value)
+        for name, figure in figures.items():
+            if figure is not None:
+                self.log(f"critic/{name}", figure)
         if self.trainer.sanity_checking:
             return
         if self._best is None or loss < self._best[0]:

@@ -1,4 +1,4 @@
-"""What every test has: no network, few threads, and a tiny model that is made in milliseconds."""
+"""What every test has: no network, one thread, and tiny models that are made in milliseconds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,36 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lightning_iterppo.config import TrainerConfig
+from lightning_iterppo.critic import QCritic
+from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.loop import IterativePPOLoop
+from lightning_iterppo.models.backbones import Backbone
+from lightning_iterppo.models.language_model import Adaptation, LanguageModel
+from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import ScratchConfig, make_scratch_model
+from lightning_iterppo.policy import PPOPolicy
+from lightning_iterppo.settings import LoopSettings
+from lightning_iterppo.trainer import TrainerFactory
+from lightning_iterppo.warm_start import WarmStart
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the matrices are tiny: more threads only wait for each other
 
 WORDS = (
     "hello hi yes no please thanks bye I you we want need have buy like the a is it this that for my your with "
     "red blue green small large cheap good shoes hat coat bag price what which how much one two three ? ! . ,"
 ).split()
+#: The words of `word_customer.WordCustomer`: few, so that an untrained model says the right one now and then.
+COLOURS = ["red", "blue", "?", "yes", "no"]
 
 
 @pytest.fixture
@@ -28,3 +46,83 @@ def tiny_chat_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     config = ScratchConfig(hidden_size=32, layers=2, heads=2, vocabulary=list(WORDS), max_length=128)
     model, tokenizer = make_scratch_model(config, seed=0)
     return model.eval(), tokenizer
+
+
+@pytest.fixture
+def make_language_model() -> Callable[..., LanguageModel]:
+    """Makes a tiny `LanguageModel`: ``make("full")``, ``make("lora", top_layers=1)``."""
+
+    def make(
+        kind: Any = "full",
+        *,
+        layers: int = 2,
+        hidden: int = 32,
+        rank: int = 4,
+        top_layers: int | None = None,
+        vocabulary: Sequence[str] = WORDS,
+        seed: int = 0,
+    ) -> LanguageModel:
+        config = ScratchConfig(hidden_size=hidden, layers=layers, heads=2, vocabulary=list(vocabulary), max_length=128)
+        model, tokenizer = make_scratch_model(config, seed)
+        torch.manual_seed(seed)  # LoRA's matrices
+        return LanguageModel(
+            Backbone(model.eval(), tokenizer, "scratch", None),
+            Adaptation(kind=kind, rank=rank, alpha=2 * rank, top_layers=top_layers),
+        )
+
+    return make
+
+
+@pytest.fixture
+def stir() -> Callable[..., None]:
+    """Moves the weights of a variant by noise, as training would: ``stir(model, "policy")``."""
+
+    def add_noise(model: LanguageModel, variant: str, *, scale: float = 0.1, seed: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in model.variant_tensors(variant).values():
+            tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=scale)
+
+    return add_noise
+
+
+@pytest.fixture
+def word_customer(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class `WordCustomer`, which recipes may then name as ``word_customer.WordCustomer``."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return importlib.import_module("word_customer").WordCustomer
+
+
+@pytest.fixture
+def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: Any) -> Callable[..., IterativePPOLoop]:
+    """Makes a whole loop that runs in a second or two; ``settings`` changes its numbers, the rest is the loop's."""
+
+    def make(
+        kind: str = "full", *, settings: dict[str, Any] | None = None, kl_stop: float | None = None, **more: Any
+    ) -> IterativePPOLoop:
+        model = make_language_model(kind, layers=1, hidden=16, vocabulary=COLOURS)
+        renderer = ChatRenderer(model.tokenizer)
+        numbers: dict[str, Any] = {
+            "iterations": 2,
+            "conversations": 20,
+            "evaluation_conversations": 10,
+            "batch": 10,
+            "sampling": Sampling(max_new_tokens=3),
+            "critic_epochs": 2,
+            "rounds": 2,
+            "ppo_epochs": 1,
+            "conversations_per_round": 8,
+            **(settings or {}),
+        }
+        return IterativePPOLoop(
+            language_model=model,
+            policy=PPOPolicy(model, learning_rate=3e-3, kl_stop=kl_stop, pad_token_id=renderer.pad_token_id),
+            critic=QCritic(model, learning_rate=3e-3, pad_token_id=renderer.pad_token_id),
+            renderer=renderer,
+            customer=word_customer,
+            settings=LoopSettings(**numbers),
+            trainers=TrainerFactory(TrainerConfig(accelerator="cpu")),
+            warm_start=WarmStart(model),
+            **more,
+        )
+
+    return make

@@ -138,12 +138,13 @@ _STOCK: Final = re.compile(r"(?P<use>[a-z]+): (?P<name>[A-Z][\w ]*), (?P<attribu
 
 State = Literal["need", "product", "order"] | Family
 Act = Literal["need", "pitch", "wrong pitch", "answer", "wrong answer", "contact", "filler", "chat"]
-# What an unskilled salesperson does instead of the right thing, with weights.
+# What an unskilled salesperson does instead of the right thing, with weights. They know their stock and their terms, as
+# real ones do: what they lack is the sense of what this customer needs to hear now.
 _MISTAKES: Final[dict[str, dict[Act, int]]] = {
-    "need": {"contact": 3, "wrong pitch": 3, "filler": 2, "chat": 2},
-    "product": {"contact": 3, "wrong pitch": 3, "filler": 2, "need": 2},
-    "answer": {"wrong answer": 4, "contact": 3, "filler": 2, "pitch": 1},
-    "order": {"filler": 3, "wrong answer": 3, "chat": 2, "pitch": 2},
+    "need": {"contact": 4, "filler": 3, "chat": 2, "wrong pitch": 1},
+    "product": {"contact": 4, "filler": 3, "need": 2, "wrong pitch": 1},
+    "answer": {"contact": 4, "filler": 3, "pitch": 2, "wrong answer": 1},
+    "order": {"filler": 4, "chat": 2, "pitch": 2, "wrong answer": 2},
 }
 
 

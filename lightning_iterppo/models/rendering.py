@@ -101,8 +101,9 @@ class ChatRenderer:
         if not whole.startswith(before):
             return None
         rest = whole[len(before) :]
-        end = str(self.tokenizer.eos_token)
-        after = rest.removeprefix(end)
+        # Some templates put a space before the end token; it would hide it, and the message would end twice.
+        end, spaced = str(self.tokenizer.eos_token), rest.lstrip()
+        after = spaced.removeprefix(end) if spaced.startswith(end) else rest
         return ([] if ended else [self.stop_token_id]) + self.encode(after)
 
     def suggestion_ids(self, suggestion: Suggestion | None, message: str) -> list[int]:
