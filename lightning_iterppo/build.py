@@ -169,6 +169,7 @@ def _settings(config: Recipe) -> LoopSettings:
         warm_start_epochs=config.warm_start.epochs,
         warm_start_batch=config.warm_start.batch_conversations,
         critic_epochs=critic.epochs,
+        critic_log_epochs=critic.log_epochs,
         critic_batch=critic.batch_conversations,
         critic_patience=critic.patience,
         validation_fraction=critic.validation_fraction,
@@ -178,6 +179,7 @@ def _settings(config: Recipe) -> LoopSettings:
         policy_batch=policy.batch_conversations,
         samples_per_state=policy.samples_per_state,
         conversations_per_round=policy.conversations_per_round,
+        log_conversations=policy.log_conversations,
         logged_reward=policy.logged_reward,  # type: ignore[arg-type]
     )
 

@@ -112,9 +112,12 @@ class CriticConfig:
     validation_fraction: float = 0.2
     # Epochs without improvement on those before the fit stops. Higher costs time, lower may stop by chance.
     patience: int = 2
-    # Earlier iterations whose conversations are fitted beside the newest. Higher has more data, but of older policies
-    # (less noise, more bias); 0 uses the newest only.
-    history: int = 1
+    # Passes over the logs before the first fit to collected conversations. More learns from the logs what matters, which
+    # is most of what there is to learn from at first; 0 leaves them out.
+    log_epochs: int = 2
+    # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy made
+    # (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
+    history: int = 0
 
 
 @dataclass
@@ -157,6 +160,9 @@ class PolicyConfig:
     logged_reward: str = "none"
     # Fresh responses to each logged state. More compares alternatives better and costs generation time.
     samples_per_state: int = 2
+    # Conversations of the logs whose states join the collected ones in every improvement. More shows the policy where it
+    # does not come by itself yet; 0 uses the states that it came to.
+    log_conversations: int = 0
     # Rounds of fresh responses in an iteration. More gets more out of the same conversations and relies more on Q.
     rounds: int = 3
     # Logged conversations whose states one round uses. Higher is steadier and costs generation time.

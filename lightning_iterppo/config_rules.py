@@ -66,6 +66,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "critic.validation_fraction": _INSIDE,
     "critic.patience": _at_least(1),
     "critic.history": _at_least(0),
+    "critic.log_epochs": _at_least(0),
     "policy.clip": _POSITIVE,
     "policy.learning_rate": _POSITIVE,
     "policy.value_learning_rate": _POSITIVE,
@@ -83,6 +84,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "policy.logged_reward": _one_of(LOGGED_REWARDS),
     "policy.samples_per_state": _at_least(1),
     "policy.rounds": _at_least(1),
+    "policy.log_conversations": _at_least(0),
     "policy.conversations_per_round": _at_least(1),
     "loop.iterations": _at_least(1),
     # Two, because the critic holds whole conversations out.

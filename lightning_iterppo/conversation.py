@@ -143,6 +143,17 @@ def _text(record: dict[str, Any], key: str, default: str | None = None) -> str:
     return value
 
 
+def _optional_text(record: dict[str, Any], key: str) -> str | None:
+    return None if record.get(key) is None else _text(record, key)
+
+
+def _numbers(record: dict[str, Any], key: str) -> tuple[float, ...]:
+    values = record.get(key, ())
+    if not isinstance(values, list | tuple):
+        raise ConversationError(f'"{key}" must be a list of numbers, found {values!r}')
+    return tuple(_number(value, key) for value in values)
+
+
 def _number(value: Any, key: str) -> float:
     if isinstance(value, bool):
         return float(value)
@@ -178,9 +189,9 @@ def _from_turns(record: dict[str, Any]) -> Conversation:
                 raise ConversationError(f'turn {index}: "suggestion" must be an object')
             suggestion = Suggestion(
                 text=_text(made, "text"),
-                token_ids=tuple(int(i) for i in made.get("token_ids", ())),
-                logprobs=tuple(float(p) for p in made.get("logprobs", ())),
-                policy_version=made.get("policy_version"),
+                token_ids=tuple(int(i) for i in _numbers(made, "token_ids")),
+                logprobs=_numbers(made, "logprobs"),
+                policy_version=_optional_text(made, "policy_version"),
             )
         turns.append(
             Turn(
@@ -191,15 +202,18 @@ def _from_turns(record: dict[str, Any]) -> Conversation:
                 reward=_number(turn.get("reward", 0.0), "reward"),
             )
         )
+    metadata = record.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise ConversationError(f'"metadata" must be an object, found {metadata!r}')
     return Conversation(
         id=str(record.get("id", "")),
         turns=tuple(turns),
-        system=record.get("system"),
+        system=_optional_text(record, "system"),
         closing=_text(record, "closing", ""),
         outcome=_optional_number(record, "outcome"),
         seed=record.get("seed"),
-        policy_version=record.get("policy_version"),
-        metadata=dict(record.get("metadata") or {}),
+        policy_version=_optional_text(record, "policy_version"),
+        metadata=dict(metadata),
     )
 
 
@@ -213,7 +227,7 @@ def _from_chat(record: dict[str, Any]) -> Conversation:
     for index, message in enumerate(raw):
         if not isinstance(message, dict):
             raise ConversationError(f"message {index} must be an object")
-        role = _CHAT_ROLES.get(message.get("role", ""))
+        role = _CHAT_ROLES.get(str(message.get("role")))
         if role is None:
             raise ConversationError(
                 f"message {index}: role must be user, assistant or system, found {message.get('role')!r}"

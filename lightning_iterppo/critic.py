@@ -20,7 +20,7 @@ from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
-from lightning_iterppo.optimization import adamw_with_warmup
+from lightning_iterppo.optimization import adamw
 
 
 class QCritic(pl.LightningModule):
@@ -110,8 +110,9 @@ class QCritic(pl.LightningModule):
         self.model.activate(CRITIC)
 
     def on_fit_start(self) -> None:
-        """Forgets the best epoch of an earlier fit."""
+        """Forgets the best epoch of an earlier fit, and what it measured."""
         self._best = None
+        self.figures = {}
 
     def training_step(self, batch: TurnBatch, batch_idx: int) -> Tensor:
         """Binary cross-entropy between Q and the observed returns."""
@@ -140,20 +141,21 @@ class QCritic(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures and remembers the weights when they are the best so far."""
         returns, losses = torch.cat(self._validation_returns), torch.cat(self._validation_losses)
-        totals = torch.stack([losses.sum(), returns.sum(), (returns**2).sum(), torch.ones_like(returns).sum()])
-        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        count = float(totals[3])
+        sums = [losses.sum(), returns.sum(), (returns**2).sum(), torch.ones_like(returns).sum(), (returns > 0).sum()]
+        totals = self.trainer.strategy.reduce(torch.stack(sums), reduce_op="sum")
+        count, events = float(totals[3]), float(totals[4])
         loss, base = float(totals[0]) / count, float(totals[1]) / count
-        one_class = base <= 0.0 or base >= 1.0
+        variance = max(0.0, float(totals[2]) / count - base**2)
+        # Unknown, not zero: where all ended alike there is nothing to rank, and where all returns are equal, to explain.
+        unknown = {"auroc": events in (0.0, count), "explained_variance": variance < 1e-6}
         metrics = {"auroc": self.auroc, "brier": self.brier, "ece": self.ece}
         metrics["explained_variance"] = self.explained_variance
         figures: dict[str, float | None] = {}
         for name, metric in metrics.items():
             value = float(metric.compute())
             metric.reset()
-            # With one outcome only there is nothing to rank and no variance to explain: unknown, not zero.
-            figures[name] = None if one_class and name in ("auroc", "explained_variance") else value
-        figures["brier_constant"] = float(totals[2]) / count - base**2
+            figures[name] = None if unknown.get(name) else value
+        figures["brier_constant"] = variance
         figures["loss"] = loss
         figures["turns"] = count
         for name, figure in figures.items():
@@ -178,11 +180,12 @@ class QCritic(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW on the critic's variant and the head."""
-        return adamw_with_warmup(
+        return adamw(
             [
                 (self.model.trainable_parameters(), self.learning_rate),
                 (self.head.parameters(), self.head_learning_rate),
             ],
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
+            decay_steps=int(self.trainer.estimated_stepping_batches),
         )

@@ -218,12 +218,17 @@ class RoundDataModule(pl.LightningDataModule):
         self.generated_tokens += engine.generated_tokens
         found = []
         for conversation, item in zip(conversations, rendered, strict=True):
-            tree, turns, fresh = item.tree.copy(), [], []
-            if self.logged_reward == "none":
-                tree.segments = [replace(segment, action=False) for segment in tree.segments]
-            else:
-                turns += list(range(len(item.actions)))
-                fresh += [False] * len(item.actions)
+            # What a conversation with an unknown outcome earned is unknown, never a zero.
+            censored = conversation.outcome is None and self.logged_reward != "q"
+            # Only what a policy suggested is a sample of its action: what people wrote by themselves gives states alone.
+            counted = [
+                turn
+                for turn, logged in enumerate(conversation.turns)
+                if self.logged_reward != "none" and not censored and logged.suggestion is not None
+            ]
+            tree, turns, fresh = item.tree.copy(), list(counted), [False] * len(counted)
+            kept = {item.actions[turn] for turn in counted}
+            tree.segments = [replace(s, action=index in kept) for index, s in enumerate(tree.segments)]
             for turn, state in enumerate(item.states):
                 for _ in range(self.samples_per_state):
                     tree.add(next(responses).token_ids, state, action=True)

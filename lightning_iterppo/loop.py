@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import Logger
 
@@ -302,17 +303,20 @@ class IterativePPOLoop:
         settings = self.settings
         self._begin("evaluate")
         train, held = split_conversations(self.conversations, settings.validation_fraction, self.seed)
-        past = [self.logs, *self.earlier] if self.logs else self.earlier
-        for conversations in past[len(past) - min(settings.history, len(past)) :]:
+        for conversations in self.earlier[len(self.earlier) - min(settings.history, len(self.earlier)) :]:
             train = [*train, *conversations]
-        self._fit_critic(train, held)
+        if self.logs and settings.critic_log_epochs and not self.summary.iterations:
+            # The logs are of other people, whose outcomes come more or less often: they teach what matters, and the
+            # newest conversations, which come last, how often it happens under π_k.
+            self._fit_critic(self.logs, [], settings.critic_log_epochs)
+        self._fit_critic(train, held, settings.critic_epochs)
         record = self._record
         for name in CRITIC_FIGURES:
             record.critic[name] = self.critic.figures.get(name)
         record.tokens["trained"] = (record.tokens["trained"] or 0) + self.progress.tokens
         self.metrics.update({f"critic/{k}": v for k, v in record.critic.items() if v is not None})
 
-    def _fit_critic(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> None:
+    def _fit_critic(self, train: Sequence[Conversation], held: Sequence[Conversation], epochs: int) -> None:
         settings = self.settings
         data = TurnDataModule(
             train,
@@ -323,7 +327,7 @@ class IterativePPOLoop:
             seed=self.seed,
         )
         stop = EarlyStopping("critic/loss", patience=settings.critic_patience, check_on_train_epoch_end=False)
-        self._fit(self.critic, data, settings.critic_epochs, callbacks=[stop])
+        self._fit(self.critic, data, epochs, callbacks=[stop] if held else [])
 
     def _improve(self, iteration: int) -> None:
         settings = self.settings
@@ -335,7 +339,7 @@ class IterativePPOLoop:
 
         rounds = RoundDataModule(
             self.policy,
-            self.conversations,
+            [*self.conversations, *self._log_states(iteration)],
             score,
             engine=lambda seed: self._engine(seed, keep=False),
             renderer=self.renderer,
@@ -358,6 +362,12 @@ class IterativePPOLoop:
         record.tokens["generated"] = (record.tokens["generated"] or 0) + rounds.generated_tokens
         record.tokens["trained"] = (record.tokens["trained"] or 0) + self.policy.trained_tokens
         self.metrics.update({f"policy/{k}": v for k, v in record.policy.items() if v is not None})
+
+    def _log_states(self, iteration: int) -> list[Conversation]:
+        """Logged conversations whose states join the collected ones: where the policy does not come by itself yet."""
+        count = min(self.settings.log_conversations, len(self.logs))
+        order = torch.randperm(len(self.logs), generator=torch.Generator().manual_seed(self._seed_of(f"logs-{iteration}")))
+        return [self.logs[index] for index in order[:count].tolist()]
 
     def _staged(self, stage: str, total: int) -> None:
         names = {"sample": "responses", "score": "conversations scored", "prepare": "conversations prepared"}
@@ -424,7 +434,7 @@ class IterativePPOLoop:
         if validation is None:
             logs, validation = split_conversations(logs, self.settings.validation_fraction, self.seed)
         self._begin("evaluate")
-        self._fit_critic(logs, validation)
+        self._fit_critic(logs, validation, self.settings.critic_epochs)
         self.progress.begin("done")
         return dict(self.critic.figures)
 

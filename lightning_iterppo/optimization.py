@@ -1,4 +1,4 @@
-"""The optimiser that all modules share: AdamW with a short linear warm-up."""
+"""The optimiser that all modules share: AdamW, its rate rising linearly at first and, if asked, falling to 0 at the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def adamw_with_warmup(
-    groups: Iterable[tuple[Iterable[nn.Parameter], float]], *, warmup_steps: int, weight_decay: float = 0.0
+def adamw(
+    groups: Iterable[tuple[Iterable[nn.Parameter], float]],
+    *,
+    warmup_steps: int,
+    weight_decay: float = 0.0,
+    decay_steps: int | None = None,
 ) -> dict[str, Any]:
     """What ``configure_optimizers`` returns.
 
@@ -19,8 +23,15 @@ def adamw_with_warmup(
         groups: parameters and their learning rate, one pair a group; an empty group is left out.
         warmup_steps: steps over which the rate rises from 0; Adam's first steps are its least certain ones.
         weight_decay: AdamW's.
+        decay_steps: steps after which the rate is 0. A fit that ends at its full rate ends wherever its last batches
+            pulled it: a cloned policy then speaks like the last few conversations, not like all. None keeps the rate.
     """
     listed = [{"params": list(parameters), "lr": rate} for parameters, rate in groups]
     optimizer = AdamW([group for group in listed if group["params"]], betas=(0.9, 0.98), weight_decay=weight_decay)
-    schedule = LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup_steps + 1)))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate(step: int) -> float:
+        rising = (step + 1) / (warmup_steps + 1)
+        falling = 1.0 if decay_steps is None else max(0.0, 1 - step / decay_steps)
+        return min(1.0, rising, falling)
+
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, rate), "interval": "step"}}

@@ -20,7 +20,7 @@ from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.models.logprobs import response_logprobs
 from lightning_iterppo.models.tree import collate_trees
-from lightning_iterppo.optimization import adamw_with_warmup
+from lightning_iterppo.optimization import adamw
 
 
 class PPOPolicy(pl.LightningModule):
@@ -214,7 +214,8 @@ class PPOPolicy(pl.LightningModule):
         self.model.activate(POLICY)
 
     def on_fit_start(self) -> None:
-        """A new improvement: nothing measured yet."""
+        """A new improvement: π_k is the policy as it is now, and nothing is measured yet."""
+        self.model.copy(POLICY, ANCHOR)
         self.stopped_on_kl = False
         self.figures = {}
         self.trained_tokens = 0
@@ -258,7 +259,7 @@ class PPOPolicy(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW on the policy's variant and the value head."""
-        return adamw_with_warmup(
+        return adamw(
             [
                 (self.model.trainable_parameters(), self.learning_rate),
                 (self.value_head.parameters(), self.value_learning_rate),

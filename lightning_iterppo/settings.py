@@ -23,13 +23,15 @@ class LoopSettings:
     warm_start_epochs: int = 2
     warm_start_batch: int = 8
     critic_epochs: int = 4
+    critic_log_epochs: int = 0
     critic_batch: int = 8
     critic_patience: int = 2
     validation_fraction: float = 0.2
-    history: int = 1
+    history: int = 0
     rounds: int = 3
     ppo_epochs: int = 2
     policy_batch: int = 8
     samples_per_state: int = 2
     conversations_per_round: int = 64
     logged_reward: LoggedReward = "none"
+    log_conversations: int = 0

@@ -11,7 +11,7 @@ from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.functional import masked_mean
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
 from lightning_iterppo.models.logprobs import response_logprobs
-from lightning_iterppo.optimization import adamw_with_warmup
+from lightning_iterppo.optimization import adamw
 
 
 class WarmStart(pl.LightningModule):
@@ -56,8 +56,9 @@ class WarmStart(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW on the policy's variant."""
-        return adamw_with_warmup(
+        return adamw(
             [(self.model.trainable_parameters(), self.learning_rate)],
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
+            decay_steps=int(self.trainer.estimated_stepping_batches),
         )

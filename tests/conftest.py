@@ -9,7 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def tiny_chat_model() -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     return model.eval(), tokenizer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_language_model() -> Callable[..., LanguageModel]:
     """Makes a tiny `LanguageModel`: ``make("full")``, ``make("lora", top_layers=1)``."""
 
@@ -73,7 +73,7 @@ def make_language_model() -> Callable[..., LanguageModel]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stir() -> Callable[..., None]:
     """Moves the weights of a variant by noise, as training would: ``stir(model, "policy")``."""
 
@@ -85,19 +85,20 @@ def stir() -> Callable[..., None]:
     return add_noise
 
 
-@pytest.fixture
-def word_customer(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The class `WordCustomer`, which recipes may then name as ``word_customer.WordCustomer``."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    return importlib.import_module("word_customer").WordCustomer
+@pytest.fixture(scope="session")
+def word_customer() -> Iterator[Any]:
+    """The class `WordCustomer`, which recipes may name as ``word_customer.WordCustomer`` meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        yield importlib.import_module("word_customer").WordCustomer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: Any) -> Callable[..., IterativePPOLoop]:
-    """Makes a whole loop that runs in a second or two; ``settings`` changes its numbers, the rest is the loop's."""
+    """Makes a whole loop that runs in a second; ``settings`` and ``policy`` change their numbers, the rest is the loop's."""
 
     def make(
-        kind: str = "full", *, settings: dict[str, Any] | None = None, kl_stop: float | None = None, **more: Any
+        kind: str = "full", *, settings: dict[str, Any] | None = None, policy: dict[str, Any] | None = None, **more: Any
     ) -> IterativePPOLoop:
         model = make_language_model(kind, layers=1, hidden=16, vocabulary=COLOURS)
         renderer = ChatRenderer(model.tokenizer)
@@ -110,19 +111,18 @@ def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: 
             "critic_epochs": 2,
             "rounds": 2,
             "ppo_epochs": 1,
-            "conversations_per_round": 8,
+            "conversations_per_round": 16,
             **(settings or {}),
         }
         return IterativePPOLoop(
             language_model=model,
-            policy=PPOPolicy(model, learning_rate=3e-3, kl_stop=kl_stop, pad_token_id=renderer.pad_token_id),
+            policy=PPOPolicy(model, **{"learning_rate": 3e-3, "pad_token_id": renderer.pad_token_id, **(policy or {})}),
             critic=QCritic(model, learning_rate=3e-3, pad_token_id=renderer.pad_token_id),
             renderer=renderer,
-            customer=word_customer,
             settings=LoopSettings(**numbers),
             trainers=TrainerFactory(TrainerConfig(accelerator="cpu")),
             warm_start=WarmStart(model),
-            **more,
+            **{"customer": word_customer, **more},
         )
 
     return make

@@ -1,19 +1,20 @@
-"""Plays a guest of a café whose best answers are known: two short agent messages, and only the last one can pay.
+"""Plays a guest of a café whose best answers are known: two agent messages of one word each, and only the last can pay.
 
 The first word decides whether the second can pay, and the first turn itself earns nothing: an agent that looks at
-immediate rewards learns nothing about it. The second word depends on both messages of the guest. With every answer right
-each conversation ends well, so a run's outcome rate can be held against `ProbeCustomer.optimum`.
+immediate rewards learns nothing about it. The second word depends on both messages of the guest. With every answer
+right each conversation ends well, so a run's outcome rate can be held against `ProbeCustomer.optimum`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
+from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.customers import CustomerReply, Message
 
-__all__ = ["ORDERS", "TOPICS", "WORDS", "ProbeCustomer"]
+__all__ = ["ORDERS", "TOPICS", "WORDS", "ProbeCustomer", "scripted_logs"]
 
 #: What to offer a guest, by how the guest feels.
 TOPICS: Final[Mapping[str, str]] = {"thirsty": "drink", "hungry": "food"}
@@ -26,22 +27,23 @@ ORDERS: Final[Mapping[tuple[str, str], str]] = {
 }
 _TEMPERATURES: Final = ("hot", "cold")
 #: Every word that the guest says or listens for.
-WORDS: Final[tuple[str, ...]] = (*TOPICS, *TOPICS.values(), *_TEMPERATURES, "yes", "no", "thanks", *ORDERS.values())
+WORDS: Final[tuple[str, ...]] = (*TOPICS, *TOPICS.values(), "okay", "hmm", *_TEMPERATURES, *ORDERS.values(), "thanks")
+# Where the logs' guests begin, far from the seeds of training and evaluation.
+_LOG_SEEDS: Final = 1_000_000_000_000
 
 
 class ProbeCustomer:
     """A guest who is thirsty or hungry, and wants something hot or cold.
 
-    ====== =========================== ===========================================================
-    turn   the guest says              the right answer
-    ====== =========================== ===========================================================
-    first  ``thirsty``, ``hungry``     ``drink``, ``food``
-    second ``yes hot``, ``yes cold``   ``tea``, ``juice`` to drink; ``soup``, ``salad`` to eat
-    ====== =========================== ===========================================================
+    ====== ============================ =========================================================
+    turn   the guest says               the right answer
+    ====== ============================ =========================================================
+    first  ``thirsty``, ``hungry``      ``drink``, ``food``
+    second ``okay hot``, ``okay cold``  ``tea``, ``juice`` to drink; ``soup``, ``salad`` to eat
+    ====== ============================ =========================================================
 
-    The guest takes the first word that answers the question and ignores the rest of the message, so chance finds the
-    way now and then, and naming everything does not help. After a wrong first answer the guest says ``no`` instead of
-    ``yes``, and nothing pays any more. The outcome is 1 if both answers were right.
+    An answer is right if it is that word and no other. After a wrong first answer the guest says ``hmm`` instead of
+    ``okay``, and nothing pays any more. The outcome is 1 if both answers were right, and the last turn earns it.
     """
 
     #: The outcome rate of the best agent there is.
@@ -61,11 +63,11 @@ class ProbeCustomer:
     def reply(self, history: list[Message]) -> CustomerReply:
         """Asks for hot or cold after the first answer; leaves after the second."""
         said = [message.content for message in history if message.role == "agent"]
-        understood = _first(said[0], TOPICS.values()) == TOPICS[self._mood]
+        served = said[0] == TOPICS[self._mood]
         if len(said) == 1:
-            return CustomerReply(f"{'yes' if understood else 'no'} {self._temperature}")
-        paid = understood and _first(said[1], ORDERS.values()) == ORDERS[self._mood, self._temperature]
-        return CustomerReply("thanks" if paid else "no thanks", reward=float(paid), done=True)
+            return CustomerReply(f"{'okay' if served else 'hmm'} {self._temperature}")
+        paid = served and said[1] == ORDERS[self._mood, self._temperature]
+        return CustomerReply("thanks" if paid else "hmm", reward=float(paid), done=True)
 
     @staticmethod
     def best_answer(history: Sequence[Message]) -> str:
@@ -74,7 +76,34 @@ class ProbeCustomer:
         return ORDERS[mood, more[0].split()[-1]] if more else TOPICS[mood]
 
 
-def _first(message: str, known: Iterable[str]) -> str | None:
-    """The first word of a message that is one of those known."""
-    known = set(known)
-    return next((word for word in message.split() if word in known), None)
+def scripted_logs(conversations: int, seed: int) -> list[Conversation]:
+    """Logged conversations of an agent that knows which words answer which turn, and takes any of them by chance.
+
+    One in eight of them ends well: they teach how to speak, and nothing about what to say.
+
+    Args:
+        conversations: how many.
+        seed: of the guests and of the agent.
+    """
+    rng = random.Random(seed)
+    customer = ProbeCustomer()
+    logs = []
+    for index in range(conversations):
+        guest = _LOG_SEEDS + seed * 1_000_003 + index
+        history = [Message("customer", customer.reset(guest))]
+        turns: list[Turn] = []
+        for words in (TOPICS, ORDERS):
+            asked, word = history[-1].content, rng.choice(tuple(words.values()))
+            reply = customer.reply([*history, Message("agent", word)])
+            turns.append(Turn(asked, word, reward=reply.reward))
+            history += [Message("agent", word), Message("customer", reply.text)]
+        logs.append(
+            Conversation(
+                id=f"probe-logs-{index:06d}",
+                turns=tuple(turns),
+                closing=history[-1].content,
+                outcome=turns[-1].reward,
+                seed=guest,
+            )
+        )
+    return logs

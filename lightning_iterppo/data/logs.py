@@ -20,12 +20,15 @@ def iter_conversations(path: str | Path) -> Iterator[Conversation]:
     path = Path(path)
     if not path.is_file():
         raise LogFormatError(path, 0, "there is no such file")
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
             try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not line.strip():
+                    continue
                 yield Conversation.from_json(json.loads(line))
+            except UnicodeDecodeError as error:
+                raise LogFormatError(path, number, f"not UTF-8 ({error.reason} at byte {error.start})") from error
             except json.JSONDecodeError as error:
                 raise LogFormatError(path, number, f"not JSON ({error.msg} at column {error.colno})") from error
             except ConversationError as error:

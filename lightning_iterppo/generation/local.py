@@ -204,7 +204,10 @@ def _longest_prompts(keys: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, .
 
 
 def _continued_rows(keys: Sequence[tuple[int, ...]], texts: Sequence[tuple[int, ...]]) -> list[int] | None:
-    """Which kept row each prompt goes on from; None unless every prompt goes on from one of its own."""
+    """Which kept row each prompt goes on from; None unless every prompt goes on from one.
+
+    Conversations that are equal so far go on from the same row, which is as good as their own.
+    """
     known = {text: row for row, text in enumerate(texts)}
     lengths = sorted({len(text) for text in texts}, reverse=True)
     rows: list[int] = []
@@ -213,4 +216,4 @@ def _continued_rows(keys: Sequence[tuple[int, ...]], texts: Sequence[tuple[int, 
         if row is None:
             return None
         rows.append(row)
-    return rows if len(set(rows)) == len(rows) else None
+    return rows

@@ -7,7 +7,7 @@ and does not ask which it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lightning_iterppo.models.backbones import Backbone
+from lightning_iterppo.models.backbones import Backbone, load_backbone
+from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.tree import TreeBatch
 
 POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
@@ -122,6 +123,37 @@ class LanguageModel(nn.Module):
         self.keeps_features = self.frozen_layers > 0 and model.config.model_type in PLAIN_STACKS
         self.activate(POLICY)
 
+    @classmethod
+    def load(
+        cls,
+        id: str = "smollm2",
+        adaptation: Adaptation | Literal["lora", "full"] = "lora",
+        *,
+        dtype: str = "auto",
+        scratch: ScratchConfig | None = None,
+        seed: int = 0,
+    ) -> LanguageModel:
+        """A backbone by name, adapted.
+
+        Args:
+            id: what `load_backbone` takes: ``smollm2``, a directory, an id of the Hub, or ``scratch``.
+            adaptation: how, in one word or in full.
+            dtype: of the frozen weights; full fine-tuning is always float32.
+            scratch: what a scratch model is made of.
+            seed: for a scratch model's weights. An adapter's come from torch's own generator.
+
+        Raises:
+            ModelNotFoundError: the model is not on this machine and cannot be downloaded.
+            ConfigError: an unknown dtype, or a scratch model without its configuration.
+            ValueError: an unknown adaptation, or more layers are to be adapted than there are.
+        """
+        how = adaptation if isinstance(adaptation, Adaptation) else Adaptation(kind=adaptation)
+        if how.kind not in ("lora", "full"):
+            raise ValueError(f'adaptation must be "lora" or "full", found {how.kind!r}')
+        # Trained weights are float32: loading them as anything else would round them first.
+        wanted = "float32" if how.kind == "full" else dtype
+        return cls(load_backbone(id, dtype=wanted, scratch=scratch, seed=seed), how)
+
     @property
     def lora(self) -> bool:
         """Whether variants are adapters."""
@@ -151,6 +183,12 @@ class LanguageModel(nn.Module):
         return self.head_weight.device
 
     # -- variants ------------------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+        """Moves the weights of all variants together: `torch.nn.Module.to` only knows those in use."""
+        self._stored = {name: [fn(tensor) for tensor in tensors] for name, tensors in self._stored.items()}
+        super()._apply(fn, recurse)
+        return self
 
     def activate(self, name: str) -> None:
         """Makes ``name`` the variant in use and the only one that trains."""
@@ -292,15 +330,22 @@ class LanguageModel(nn.Module):
             file = directory / "adapter_model.safetensors"
             if not file.is_file():
                 raise FileNotFoundError(f"{directory} holds no adapter_model.safetensors")
-            result: Any = set_peft_model_state_dict(self.model, load_file(file), adapter_name=name)
-            if result.unexpected_keys:
-                raise ValueError(f"{file} does not fit this model: {result.unexpected_keys[0]} has no place in it")
+            saved = load_file(file)
+            _check_shapes(saved, get_peft_model_state_dict(self.model, adapter_name=name), file)
+            set_peft_model_state_dict(self.model, saved, adapter_name=name)
             return
         if not (directory / "config.json").is_file():
             raise FileNotFoundError(f"{directory} holds no full model (config.json)")
         loaded = type(self.causal_lm).from_pretrained(str(directory), dtype=torch.float32)
         source = dict(loaded.named_parameters())
+        _check_shapes(source, dict(self.causal_lm.named_parameters()), directory)
         if name not in self._stored and name != self.active:
             self._stored[name] = [p.detach().clone() for p in self.causal_lm.parameters()]
         for key, tensor in self.variant_tensors(name).items():
             tensor.copy_(source[key].data)
+
+
+def _check_shapes(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], where: Path) -> None:
+    """Refuses weights that are not exactly those of this model: peft would load what fits and leave out the rest."""
+    if {key: tensor.shape for key, tensor in saved.items()} != {key: tensor.shape for key, tensor in own.items()}:
+        raise ValueError(f"the weights in {where} are of another model or adaptation than this one")

@@ -20,6 +20,7 @@ PLAIN_TEMPLATE = (
     "{% elif m.role == 'user' %}customer: {{ m.content }}\n{% else %}{{ m.content }}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}agent: {% endif %}"
 )
+_OPENING = "@@opening@@"  # stands for any message
 _CHAT_NAMES = {"customer": "user", "agent": "assistant"}
 
 
@@ -78,9 +79,16 @@ class ChatRenderer:
         told = system if system is not None else self.system
         chat = [] if told is None else [{"role": "system", "content": told}]
         chat += [{"role": _CHAT_NAMES[m.role], "content": m.content.strip()} for m in messages]
+        if chat:
+            return self._apply_template(chat, add_generation_prompt=True)
+        # The agent opens the conversation. No template takes an empty one, so this is cut from one that was opened.
+        opened = self._apply_template([{"role": "assistant", "content": _OPENING}], add_generation_prompt=False)
+        return opened.partition(_OPENING)[0]
+
+    def _apply_template(self, chat: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True, chat_template=self._template
+                chat, tokenize=False, add_generation_prompt=add_generation_prompt, chat_template=self._template
             )
         )
 

@@ -1,0 +1,210 @@
+"""Conversations between a policy and customers: prompts, turns, rewards, and customers that break their protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from lightning_iterppo.collection import MAX_TURNS, collect
+from lightning_iterppo.conversation import Conversation, Message
+from lightning_iterppo.customers import CustomerReply
+from lightning_iterppo.errors import CustomerError
+from lightning_iterppo.generation.engine import Response
+from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.models.language_model import LanguageModel
+from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.scratch import make_scratch_tokenizer
+
+WORDS = ["hello", "hat", "red", "blue", "?", "yes", "no"]
+
+
+@pytest.fixture
+def renderer() -> ChatRenderer:
+    return ChatRenderer(make_scratch_tokenizer(WORDS))
+
+
+class Parrot:
+    """An engine that says a fixed text, cut or ended, and remembers what it was asked."""
+
+    def __init__(self, renderer: ChatRenderer, text: str = "red hat", *, finished: bool = True) -> None:
+        ids = (*renderer.encode(text), *([renderer.stop_token_id] if finished else []))
+        self.response = Response(ids, tuple(-0.5 for _ in ids), finished)
+        self.asked: list[list[list[int]]] = []
+        self.generated_tokens = 0
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+        self.asked.append([list(prompt) for prompt in prompts])
+        return [self.response] * len(prompts)
+
+
+class Counting:
+    """Ends after as many turns as its seed says, and remembers its histories."""
+
+    system = "sell"
+    heard: list[list[Message]]
+
+    def reset(self, seed: int) -> str:
+        self.turns, self.heard = seed, []
+        return "hello"
+
+    def reply(self, history: list[Message]) -> CustomerReply:
+        self.heard.append(list(history))
+        history.clear()  # the list is the customer's own
+        done = len(self.heard) == self.turns
+        return CustomerReply("yes" if done else "no", reward=0.5 * len(self.heard), done=done)
+
+
+def talk(renderer: ChatRenderer, engine: Any, customer: Any, seeds: Sequence[int], **more: Any) -> list[Conversation]:
+    return collect(
+        customer,
+        seeds,
+        engine=lambda: engine,
+        renderer=renderer,
+        sampling=Sampling(),
+        policy_version="iteration-004",
+        prefix="run",
+        **more,
+    )
+
+
+def test_a_conversation_holds_what_was_said_and_earned(renderer: ChatRenderer) -> None:
+    engine = Parrot(renderer)
+    customers: list[Counting] = []
+
+    def make() -> Counting:
+        customers.append(Counting())
+        return customers[-1]
+
+    one, two = talk(renderer, engine, make, [1, 2])
+    assert (one.id, two.id, two.seed, two.policy_version, two.system) == ("run-1", "run-2", 2, "iteration-004", "sell")
+    assert [(t.customer, t.message, t.disposition, t.reward) for t in two.turns] == [
+        ("hello", "red hat", "accepted", 0.5),
+        ("no", "red hat", "accepted", 1.0),
+    ]
+    assert (two.closing, two.outcome, one.outcome) == ("yes", 1.5, 0.5)
+    suggestion = two.turns[1].suggestion
+    assert suggestion is not None
+    assert (suggestion.token_ids, suggestion.logprobs) == (engine.response.token_ids, engine.response.logprobs)
+    assert (suggestion.text, suggestion.policy_version) == ("red hat", "iteration-004")
+    assert customers[1].heard[1] == [
+        Message("customer", "hello"),
+        Message("agent", "red hat"),
+        Message("customer", "no"),
+        Message("agent", "red hat"),
+    ]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_the_next_prompt_is_the_last_one_its_response_and_the_customer(renderer: ChatRenderer, finished: bool) -> None:
+    engine = Parrot(renderer, finished=finished)
+    (made,) = talk(renderer, engine, Counting, [3])
+    prompts = [asked[0] for asked in engine.asked]
+    for turn, prompt in enumerate(prompts):
+        assert prompt == renderer.encode(renderer.prompt_text("sell", made.messages[: 2 * turn + 1]))
+        if turn:
+            before = [*prompts[turn - 1], *engine.response.token_ids]
+            assert prompt[: len(before)] == before
+    # The states of the logged conversation are the very prompts.
+    rendered = renderer.render(made)
+    assert [rendered.tree.path(state) for state in rendered.states] == prompts
+
+
+def test_conversations_run_side_by_side_in_batches(renderer: ChatRenderer) -> None:
+    engines: list[Parrot] = []
+    progress: list[int] = []
+
+    def engine() -> Parrot:
+        engines.append(Parrot(renderer))
+        return engines[-1]
+
+    found = collect(
+        Counting,
+        [3, 1, 2, 1, 2],
+        engine=engine,
+        renderer=renderer,
+        sampling=Sampling(),
+        policy_version="v",
+        prefix="p",
+        batch=3,
+        on_progress=progress.append,
+    )
+    assert [conversation.seed for conversation in found] == [3, 1, 2, 1, 2]
+    # An engine a batch, and who has finished is not asked any more.
+    assert [[len(asked) for asked in each.asked] for each in engines] == [[3, 2, 1], [2, 1]]
+    assert progress == [1, 2, 3, 4, 5]
+
+
+def test_a_template_that_rewrites_the_past_gets_whole_prompts() -> None:
+    tokenizer = make_scratch_tokenizer(WORDS)
+    tokenizer.chat_template = "{{ 'red ' * (messages | length) }}{% for m in messages %}{{ m.content }} {% endfor %}"
+    renderer = ChatRenderer(tokenizer)
+    engine = Parrot(renderer)
+    (made,) = talk(renderer, engine, Counting, [2])
+    assert engine.asked[1][0] == renderer.encode(renderer.prompt_text("sell", made.messages[:3]))
+
+
+def test_a_kept_engine_speaks_as_the_model_would(make_language_model: Callable[..., LanguageModel]) -> None:
+    """The whole path with a real engine: every logged log-probability is that of the logged tokens in their state."""
+    import torch
+
+    from lightning_iterppo.models.logprobs import response_logprobs
+    from lightning_iterppo.models.tree import collate_trees
+
+    model = make_language_model()
+    renderer = ChatRenderer(model.tokenizer)
+    engine = LocalEngine(model, stop_token_id=renderer.stop_token_id, seed=0, keep=True)
+    found = talk(renderer, engine, Counting, [1, 2, 3, 3])
+    batch = collate_trees([renderer.render(conversation).tree for conversation in found], renderer.pad_token_id)
+    with torch.no_grad():
+        logprobs = response_logprobs(model.hidden(batch), batch, model.logits)[0]
+    logged = [turn.suggestion.logprobs for talk in found for turn in talk.turns if turn.suggestion is not None]
+    assert len(logged) == 9
+    for row, expected in zip(logprobs, logged, strict=True):
+        assert row[: len(expected)].tolist() == pytest.approx(list(expected), abs=1e-5)
+
+
+# -- customers that break their protocol -----------------------------------------------------------------------------
+
+
+class NoOpening(Counting):
+    def reset(self, seed: int) -> Any:
+        return None
+
+
+class NoReply(Counting):
+    def reply(self, history: list[Message]) -> Any:
+        return "fine"
+
+
+class Endless(Counting):
+    def reply(self, history: list[Message]) -> CustomerReply:
+        return CustomerReply("no")
+
+
+@pytest.mark.parametrize(
+    ("customer", "message"),
+    [
+        (NoOpening, r"the customer's reset \(seed 7\) must return str, found NoneType"),
+        (NoReply, r"the customer's reply \(seed 7\) must return CustomerReply, found str"),
+        (Endless, rf"customer Endless \(seed 7\) did not end after {MAX_TURNS} turns"),
+    ],
+)
+def test_the_customer_is_named_with_its_seed(renderer: ChatRenderer, customer: Any, message: str) -> None:
+    with pytest.raises(CustomerError, match=message):
+        talk(renderer, Parrot(renderer), customer, [7])
+
+
+def test_an_empty_opening_lets_the_agent_speak_first(renderer: ChatRenderer) -> None:
+    class Silent(Counting):
+        def reset(self, seed: int) -> str:
+            super().reset(seed)
+            return ""
+
+    engine = Parrot(renderer)
+    (made,) = talk(renderer, engine, Silent, [1])
+    assert made.turns[0].customer == ""
+    assert made.messages == [Message("agent", "red hat"), Message("customer", "yes")]
+    assert engine.asked[0][0] == renderer.encode(renderer.prompt_text("sell", []))

@@ -1,0 +1,191 @@
+"""QCritic: learns what an action is worth, measures itself honestly, and scores trees in their order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.critic import QCritic
+from lightning_iterppo.data.turns import TurnDataModule
+from lightning_iterppo.models.language_model import LanguageModel
+from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.tree import TokenTree, collate_trees
+
+Make = Callable[..., LanguageModel]
+COLOURS = ["red", "blue", "?", "yes", "no"]
+
+
+def talk(number: int, *, outcome: float | None = None, gamma_turns: int = 2) -> Conversation:
+    """Won when the agent's last word is red, whatever was asked."""
+    asked, said = COLOURS[number % 2], COLOURS[number // 2 % 2]
+    won = float(said == "red") if outcome is None else outcome
+    turns = (*(Turn("no", "yes ?") for _ in range(gamma_turns - 1)), Turn(f"{asked} ?", said, reward=won))
+    return Conversation(str(number), turns, outcome=won)
+
+
+def a_trainer(epochs: int, **more: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **more,
+    )
+
+
+def made(
+    make: Make, kind: str = "full", **more: Any
+) -> tuple[QCritic, ChatRenderer, Callable[..., TurnDataModule]]:
+    model = make(kind, vocabulary=COLOURS, hidden=16, layers=1, rank=8)
+    renderer = ChatRenderer(model.tokenizer)
+    critic = QCritic(model, **{"learning_rate": 1e-2, "head_learning_rate": 1e-2, "warmup_steps": 2, **more})
+
+    def data(train: list[Conversation], held: list[Conversation], **options: Any) -> TurnDataModule:
+        return TurnDataModule(train, held, renderer=renderer, batch_size=16, **options)
+
+    return critic, renderer, data
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_it_learns_what_an_action_is_worth(make_language_model: Make, kind: str) -> None:
+    critic, renderer, data = made(make_language_model, kind)
+    train, held = [talk(n, gamma_turns=1) for n in range(48)], [talk(n, gamma_turns=1) for n in range(8)]
+    a_trainer(14).fit(critic, data(train, held))
+    figures = critic.figures
+    assert figures["loss"] is not None and figures["loss"] < 0.3 * math.log(2)  # a constant has log 2
+    assert figures["brier_constant"] == pytest.approx(0.25)
+    assert figures["brier"] is not None and figures["brier"] < 0.1
+    assert figures["auroc"] == 1.0
+    assert figures["explained_variance"] is not None and figures["explained_variance"] > 0.6
+    assert figures["turns"] == 8
+    scores = [critic.score([renderer.render(talk(n, gamma_turns=1)).tree])[0][0] for n in range(4)]
+    assert min(scores[:2]) > 0.8 and max(scores[2:]) < 0.2
+
+
+def test_it_begins_undecided(make_language_model: Make) -> None:
+    critic, renderer, _ = made(make_language_model)
+    assert critic.score([renderer.render(talk(0)).tree]) == [[0.5, 0.5]]
+
+
+class Spoiler(Callback):
+    """Records what each epoch's critic says, and ruins the weights from the third epoch on."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+        self.losses: list[float] = []
+        self.said: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch >= 2:
+            with torch.no_grad():
+                for parameter in (p for p in pl_module.parameters() if p.requires_grad):
+                    parameter.add_(torch.randn_like(parameter), alpha=2.0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.losses.append(float(trainer.callback_metrics["critic/loss"]))
+            with torch.no_grad():
+                self.said.append(pl_module(self.batch.tree).clone())
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_after_a_fit_it_is_the_critic_of_its_best_epoch(make_language_model: Make, kind: str) -> None:
+    critic, renderer, data = made(make_language_model, kind)
+    torch.manual_seed(0)
+    module = data([talk(n) for n in range(32)], [talk(n) for n in range(8)])
+    spoiler = Spoiler(module.collate(module.validation_trees))
+    a_trainer(4, callbacks=[spoiler]).fit(critic, module)
+    best = min(range(4), key=lambda epoch: spoiler.losses[epoch])
+    assert best < 2 and spoiler.losses[3] > spoiler.losses[best] + 0.1  # the spoiler did spoil
+    assert critic.figures["loss"] == pytest.approx(spoiler.losses[best], abs=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(critic(spoiler.batch.tree), spoiler.said[best])
+
+
+def test_a_second_fit_begins_its_own_count(make_language_model: Make) -> None:
+    critic, _, data = made(make_language_model)
+    known = [talk(n) for n in range(16)]
+    a_trainer(3).fit(critic, data(known, known[:8]))
+    first = critic.figures["loss"]
+    # The rule is reversed: every epoch of this fit is worse than the first fit's best one.
+    reversed_rule = [talk(n, outcome=1.0 - (talk(n).outcome or 0.0)) for n in range(16)]
+    critic.learning_rate = critic.head_learning_rate = 1e-5
+    a_trainer(1).fit(critic, data(reversed_rule, reversed_rule[:8]))
+    assert critic.figures["loss"] is not None and first is not None and critic.figures["loss"] > first
+    a_trainer(1).fit(critic, data(known, []))
+    assert critic.figures == {}  # nothing was held out, so nothing is known
+
+
+def test_unknown_outcomes_are_neither_learnt_nor_measured(make_language_model: Make) -> None:
+    critic, _, data = made(make_language_model)
+    censored = [Conversation("c", (Turn("red ?", "red"), Turn("blue ?", "red")))] * 5
+    module = data([talk(n) for n in range(8)] + censored, [talk(n) for n in range(4)] + censored)
+    a_trainer(1).fit(critic, module)
+    assert critic.figures["turns"] == 8
+    assert len(module.train_trees) == 8
+
+
+@pytest.mark.parametrize(("outcome", "gamma"), [(0.0, 1.0), (1.0, 1.0), (1.0, 0.5)])
+def test_with_one_outcome_only_there_is_nothing_to_rank(
+    make_language_model: Make, outcome: float, gamma: float
+) -> None:
+    critic, _, data = made(make_language_model)
+    same = [talk(n, outcome=outcome) for n in range(8)]
+    a_trainer(1).fit(critic, data(same, same[:4], gamma=gamma))
+    assert critic.figures["auroc"] is None
+    assert critic.figures["brier"] is not None
+    # Discounted, the returns differ from turn to turn, so there is something to explain.
+    assert (critic.figures["explained_variance"] is None) == (gamma == 1.0)
+    assert critic.figures["brier_constant"] == pytest.approx(0.0 if gamma == 1.0 else 0.0625, abs=1e-6)
+
+
+def two_trees(renderer: ChatRenderer) -> list[TokenTree]:
+    long, short = renderer.render(talk(0, gamma_turns=4)), renderer.render(talk(1, gamma_turns=1))
+    grown = long.tree.copy()
+    for state in (long.states[0], long.states[3]):
+        for word in ("red", "blue"):
+            grown.add(renderer.response_ids(word), state, action=True)
+    return [grown, short.tree, long.tree]
+
+
+def test_scores_are_the_forward_pass_in_the_order_of_the_responses(
+    make_language_model: Make, stir: Callable[..., None]
+) -> None:
+    critic, renderer, _ = made(make_language_model)
+    critic.model.copy("policy", "critic")
+    stir(critic.model, "critic", scale=0.3)
+    torch.nn.init.normal_(critic.head.linear.weight)
+    trees = two_trees(renderer)
+    tokens: list[int] = []
+    scores = critic.score(trees, rows=2, on_batch=tokens.append)
+    assert [len(values) for values in scores] == [8, 1, 4]
+    assert sum(tokens) == sum(map(len, trees))
+    assert critic.model.active == "policy"
+    with torch.no_grad(), critic.model.using("critic"):
+        for tree, values in zip(trees, scores, strict=True):
+            alone = torch.sigmoid(critic(collate_trees([tree], 0))).tolist()
+            assert values == pytest.approx(alone, abs=1e-5)
+            # Each response is scored at its own last token, as if its path stood alone.
+            for action, value in zip(tree.actions, values, strict=True):
+                hidden = critic.model.trunk(input_ids=torch.tensor([tree.path(action)])).last_hidden_state
+                assert value == pytest.approx(float(torch.sigmoid(critic.head(hidden[0, -1]))), abs=1e-5)
+    assert scores[0][:4] == pytest.approx(scores[2], abs=1e-5)  # branches change nothing for the trunk
+    assert len(set(scores[0])) > 4
+    assert critic.score(trees, rows=8) == [pytest.approx(values, abs=1e-5) for values in scores]
+
+
+def test_scoring_leaves_the_mode_as_it_was(make_language_model: Make) -> None:
+    critic, renderer, _ = made(make_language_model)
+    for training in (True, False):
+        critic.train(training)
+        critic.score([renderer.render(talk(0)).tree])
+        assert critic.training is training

@@ -1,0 +1,90 @@
+"""The examples work: a user's own customer, a short class in a file outside the package, trains by its import path."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_iterppo.cli import main
+from lightning_iterppo.conversation import Message
+from lightning_iterppo.customers import Customer, CustomerReply
+from lightning_iterppo.data.logs import read_conversations
+from lightning_iterppo.run_directory import RunDirectory
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_customer"
+TINY = (
+    *("loop.iterations=1", "loop.conversations=12", "loop.evaluation_conversations=4", "loop.batch=12"),
+    *("critic.epochs=1", "policy.rounds=2", "policy.conversations_per_round=4", "policy.samples_per_state=2"),
+    *("trainer.accelerator=cpu", "trainer.threads=1", "model.scratch.hidden_size=16", "model.scratch.layers=1"),
+)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The example's directory somewhere else, as the working directory; the module is forgotten afterwards."""
+    copied = tmp_path / "mine"
+    shutil.copytree(EXAMPLE, copied, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    monkeypatch.chdir(copied)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "booking", raising=False)
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "ITERPPO_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    yield copied
+    sys.modules.pop("booking", None)
+
+
+def test_the_class_is_short_and_needs_nothing_but_the_protocol() -> None:
+    tree = ast.parse((EXAMPLE / "booking.py").read_text(encoding="utf-8"))
+    (guest,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert guest.bases == [] and guest.end_lineno is not None
+    assert guest.end_lineno - guest.lineno + 1 <= 20
+    imported = [node.module for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert imported == ["lightning_iterppo.customers"]
+
+
+def test_a_guest_books_when_asked_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(place))
+    from booking import Guest  # type: ignore[import-not-found]
+
+    guest = Guest()
+    assert isinstance(guest, Customer)
+
+    def talk(seed: int, *said: str) -> list[CustomerReply]:
+        history = [Message("customer", guest.reset(seed))]
+        replies = []
+        for text in said:
+            history.append(Message("agent", text))
+            replies.append(guest.reply(history))
+            history.append(Message("customer", replies[-1].text))
+        return replies
+
+    hours = {"we are two": "seven", "we are six": "eight"}
+    heard = {seed: talk(seed, "how many ?")[0].text for seed in range(20)}
+    assert set(heard.values()) == set(hours)
+    for seed, text in heard.items():
+        asked, booked = talk(seed, "how many", hours[text])
+        assert not asked.done and booked == CustomerReply("thanks", 1.0, True)
+        (wrong,) = {"seven", "eight"} - {hours[text]}
+        assert talk(seed, "how many", wrong)[1] == CustomerReply("no thanks", 0.0, True)
+        assert talk(seed, "hello", hours[text])[1] == CustomerReply("no thanks", 0.0, True)
+
+
+def test_it_trains_by_its_import_path(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "booking.yaml", "-o", str(run), *TINY]) == 0
+    summary = RunDirectory.open(run).read_summary()
+    assert (summary.recipe, summary.status) == ("booking", "finished")
+    assert summary.before is not None and summary.after is not None and summary.after.conversations == 4
+    assert summary.iterations[0].policy["kl_old"] is not None
+    assert (run / "checkpoints" / "iteration-000" / "policy" / "model.safetensors").is_file()
+    for conversation in read_conversations(run / "conversations" / "iteration-000.jsonl"):
+        assert conversation.turns[0].customer == "a table please" and len(conversation.turns) == 2
+
+
+def test_its_arguments_are_checked(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "booking.yaml", "-o", str(tmp_path / "run"), "customer.huge=nine"]) == 2
+    assert "has no argument 'huge'" in capsys.readouterr().err

@@ -1,0 +1,403 @@
+"""IterativePPOLoop: its phases, its hooks, and what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.customers import CustomerReply, Message
+from lightning_iterppo.data.logs import read_conversations
+from lightning_iterppo.evaluation.rates import outcome_rate
+from lightning_iterppo.loop import IterativePPOLoop
+from lightning_iterppo.run_directory import RunDirectory
+
+Make = Callable[..., IterativePPOLoop]
+ITERATION = ["on_iteration_start", "on_collect_end", "on_critic_fit_end", "on_improve_end", "on_iteration_end"]
+RATE = {"outcome_rate", "ci95", "conversations", "return_mean"}
+
+
+class Watcher(Callback):
+    """Everything that the loop says on its way."""
+
+    def __init__(self) -> None:
+        self.hooks: list[str] = []
+        self.phases: list[str] = []
+        self.units: list[tuple[str, str]] = []
+        self.furthest: dict[tuple[str, int, str], tuple[int, int]] = {}
+        self.tokens: dict[str, int] = {}
+        self.batches: dict[str, int] = {}
+        self.seen: dict[str, Any] = {}
+        self.trees: list[int] = []
+
+    def on_run_start(self, loop: IterativePPOLoop) -> None:
+        self.hooks.append("on_run_start")
+
+    def on_iteration_start(self, loop: IterativePPOLoop) -> None:
+        self.hooks.append("on_iteration_start")
+
+    def on_progress(self, loop: IterativePPOLoop) -> None:
+        now = loop.progress
+        if not self.phases or self.phases[-1] != now.phase:
+            self.phases.append(now.phase)
+        if (now.phase, now.unit) not in self.units:
+            self.units.append((now.phase, now.unit))
+        self.furthest[now.phase, now.iteration, now.unit] = (now.done, now.total)
+        self.tokens[now.phase] = now.tokens
+
+    def on_collect_end(self, loop: IterativePPOLoop) -> None:
+        self.hooks.append("on_collect_end")
+        self.seen["conversations"] = list(loop.conversations)
+
+    def on_critic_fit_end(self, loop: IterativePPOLoop) -> None:
+        self.hooks.append("on_critic_fit_end")
+        self.seen["critic"] = dict(loop.metrics)
+
+    def on_improve_end(self, loop: IterativePPOLoop) -> None:
+        self.hooks.append("on_improve_end")
+        self.seen["policy"] = dict(loop.metrics)
+
+    def on_iteration_end(self, loop: IterativePPOLoop) -> None:
+        self.hooks.append("on_iteration_end")
+        assert loop.summary.iterations[-1].iteration == loop.progress.iteration
+        assert all(value is not None for value in loop.summary.iterations[-1].seconds.values())
+
+    def on_run_end(self, loop: IterativePPOLoop) -> None:
+        self.hooks.append("on_run_end")
+        assert loop.summary.status == "finished"
+
+    def on_run_exception(self, loop: IterativePPOLoop) -> None:
+        self.hooks.append("on_run_exception")
+        assert loop.summary.status == "failed"
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.trees.append(len(getattr(data, "train_trees", [])))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *others: Any) -> None:
+        name = type(pl_module).__name__
+        self.batches[name] = self.batches.get(name, 0) + 1
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    loop: IterativePPOLoop
+    watcher: Watcher
+    path: Path
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def logs(count: int = 12) -> list[Conversation]:
+    return [
+        Conversation(f"log-{n}", (Turn("red ?", ("red", "no")[n % 2], reward=float(n % 2 == 0)),), outcome=1.0 - n % 2)
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def run(make_loop: Make, word_customer: Any, tmp_path_factory: pytest.TempPathFactory, request: Any) -> Run:
+    """One undisturbed run with everything in it, looked at by many tests."""
+    path = tmp_path_factory.mktemp("run") / "here"
+    watcher = Watcher()
+    loop = make_loop(
+        request.param,
+        settings={"evaluate_every": 2, "held_out_conversations": 6, "warm_start_epochs": 1},
+        callbacks=[watcher],
+        run_dir=RunDirectory.create(path, "recipe: text\n"),
+        logs=logs(),
+        held_out_customer=word_customer,
+        name="words",
+        seed=7,
+    )
+    loop.run()
+    return Run(loop, watcher, path, json.loads((path / "summary.json").read_text()))
+
+
+# -- what happens when -----------------------------------------------------------------------------------------------
+
+
+def test_every_hook_is_called_once_and_in_order(run: Run) -> None:
+    assert run.watcher.hooks == ["on_run_start", *ITERATION, *ITERATION, "on_run_end"]
+
+
+def test_the_phases_come_in_order(run: Run) -> None:
+    iteration = ["collect", "evaluate", "improve"]
+    # The held-out rate after the second iteration is measured like the one at the end.
+    assert run.watcher.phases == ["warm-start", "before", *iteration, *iteration, "after"]
+    assert run.loop.progress.phase == "done"
+
+
+def test_progress_counts_up_to_the_end_of_each_step(run: Run) -> None:
+    furthest = run.watcher.furthest
+    assert furthest["collect", 1, "conversations"] == (20, 20)
+    assert furthest["before", 0, "conversations"] == (6, 6)  # the held-out customers come last
+    assert furthest["warm-start", 0, "batches"] == (2, 2)
+    assert furthest["evaluate", 0, "batches"][0] > 0
+    assert furthest["improve", 1, "batches"] == (2, 2)
+    units = [unit for phase, unit in run.watcher.units if phase == "improve"]
+    assert units == ["", "responses", "conversations scored", "conversations prepared", "batches"]
+    assert all(run.watcher.tokens[phase] > 0 for phase in run.watcher.phases)
+
+
+def test_callbacks_see_what_they_are_told_about(run: Run) -> None:
+    seen = run.watcher.seen
+    assert len(seen["conversations"]) == 20
+    assert {"critic/brier", "critic/loss", "collect/outcome_rate"} <= set(seen["critic"])
+    assert {"policy/kl_old", "policy/loss", "policy/reward_mean"} <= set(seen["policy"])
+    # Lightning's own hooks fire too: one batch of warm start for 8 of 12 logs, and so on.
+    assert run.watcher.batches["WarmStart"] == 2
+    assert run.watcher.batches["PPOPolicy"] == 2 * 2 * 2
+    assert run.watcher.batches["QCritic"] > 0
+
+
+def test_the_critic_learns_from_the_newest_and_some_earlier_conversations(run: Run) -> None:
+    # Warm start; then the 12 logs, 16 of 20 new ones; a round; 16 of 20 and the 20 of the iteration before; a round.
+    assert run.watcher.trees == [12, 12, 16, 0, 16 + 20, 0]
+
+
+@pytest.mark.parametrize(("history", "expected"), [(0, [16, 16]), (5, [16, 36])])
+def test_history_is_a_number_of_iterations(make_loop: Make, history: int, expected: list[int]) -> None:
+    watcher = Watcher()
+    make_loop(
+        settings={"history": history, "rounds": 1, "evaluation_conversations": 0}, callbacks=[watcher]
+    ).run()
+    assert [count for count in watcher.trees if count] == expected
+
+
+# -- what it leaves behind -------------------------------------------------------------------------------------------
+
+
+def test_the_summary_has_the_keys_of_its_schema(run: Run) -> None:
+    summary = run.summary
+    promised = {
+        *("schema", "recipe", "seed", "status", "seconds", "peak_memory_bytes", "before", "after", "iterations"),
+    }
+    added = {"evaluation_seconds", "before_held_out", "after_held_out", "logs", "stop_reason", "machine"}
+    assert set(summary) == promised | added
+    assert (summary["schema"], summary["recipe"], summary["seed"], summary["status"]) == (1, "words", 7, "finished")
+    assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 1_000_000
+    for name in ("before", "after", "before_held_out", "after_held_out", "logs"):
+        assert set(summary[name]) == RATE
+        low, high = summary[name]["ci95"]
+        assert 0 <= low <= summary[name]["outcome_rate"] <= high <= 1
+    assert [record["iteration"] for record in summary["iterations"]] == [0, 1]
+    for record in summary["iterations"]:
+        assert set(record) == {"iteration", "collected", "critic", "policy", "seconds", "tokens", "held_out"}
+        assert set(record["collected"]) == RATE
+        assert set(record["critic"]) == {"auroc", "brier", "ece", "explained_variance", "turns", "brier_constant"}
+        assert set(record["policy"]) == {
+            *("kl_old", "kl_reference", "clip_fraction", "entropy", "reward_mean", "reward_gain"),
+        }
+        assert set(record["seconds"]) == {"collect", "evaluate", "improve"}
+        assert set(record["tokens"]) == {"generated", "trained"}
+        assert min(record["tokens"].values()) > 0
+        assert record["critic"]["turns"] >= 4
+    first, second = run.summary["iterations"]
+    assert first["held_out"] is None and set(second["held_out"]) == RATE
+    assert run.loop.evaluations.keys() == {1}
+
+
+def test_what_was_not_computed_is_null(make_loop: Make, tmp_path: Path) -> None:
+    loop = make_loop(
+        settings={"iterations": 1, "evaluation_conversations": 0}, run_dir=RunDirectory.create(tmp_path / "run", "")
+    )
+    loop.run()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for name in ("before", "after", "before_held_out", "after_held_out", "logs", "stop_reason"):
+        assert summary[name] is None
+    assert summary["iterations"][0]["policy"]["kl_reference"] is None
+    assert summary["iterations"][0]["held_out"] is None
+
+
+def test_the_run_directory_is_laid_out_as_promised(run: Run) -> None:
+    names = {path.relative_to(run.path).as_posix() for path in run.path.rglob("*") if path.is_file()}
+    talks = {f"conversations/{name}.jsonl" for name in ("logs", "before", "after", "iteration-000", "iteration-001")}
+    assert {"recipe.yaml", "summary.json", "checkpoints/last.ckpt", *talks} <= names
+    # No callback kept a checkpoint, so the last policy is written at the end: there is always something to export.
+    weights = "adapter_model.safetensors" if run.loop.language_model.lora else "model.safetensors"
+    assert {f"checkpoints/iteration-001/{part}/{weights}" for part in ("policy", "critic")} <= names
+    assert not [name for name in names if ".tmp" in name or ".old" in name]
+
+
+def test_collected_conversations_are_those_of_the_summary(run: Run) -> None:
+    for iteration in (0, 1):
+        found = read_conversations(run.path / "conversations" / f"iteration-00{iteration}.jsonl")
+        assert len(found) == len({talk.id for talk in found}) == 20
+        assert {talk.policy_version for talk in found} == {f"iteration-00{iteration}"}
+        rate = outcome_rate(found)
+        assert run.loop.summary.iterations[iteration].collected == rate
+        for turn in (turn for talk in found for turn in talk.turns):
+            assert turn.suggestion is not None
+            assert len(turn.suggestion.token_ids) == len(turn.suggestion.logprobs) > 0
+    assert run.loop.summary.after == outcome_rate(read_conversations(run.path / "conversations" / "after.jsonl"))
+
+
+def test_training_and_evaluation_never_meet_the_same_customer(run: Run) -> None:
+    def seeds(name: str) -> set[int | None]:
+        return {talk.seed for talk in read_conversations(run.path / "conversations" / f"{name}.jsonl")}
+
+    before, after = seeds("before"), seeds("after")
+    assert before == after and len(before) == 10  # the same customers, so that the two rates are comparable
+    parts = [seeds("iteration-000"), seeds("iteration-001"), before, seeds("before-held-out")]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 20 + 20 + 10 + 6
+    assert seeds("after-held-out") == seeds("before-held-out")
+
+
+def test_two_conversations_are_kept_to_show(run: Run) -> None:
+    before, after = run.loop.summary.examples
+    assert before is not None and after is not None
+    assert before.id.startswith("before-") and after.id.startswith("after-")
+
+
+# -- options of a run ------------------------------------------------------------------------------------------------
+
+
+def comparable(loop: IterativePPOLoop) -> dict[str, Any]:
+    record = loop.summary.to_json()
+    for key in ("seconds", "evaluation_seconds", "peak_memory_bytes"):
+        record.pop(key)
+    for iteration in record["iterations"]:
+        iteration.pop("seconds")
+    return record
+
+
+def test_a_run_without_a_directory_is_the_same_run_and_leaves_nothing(
+    make_loop: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = make_loop(settings={"iterations": 1})
+    first.run()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="no run directory"):
+        first.save_checkpoint(0)
+    kept = make_loop(settings={"iterations": 1}, run_dir=RunDirectory.create(tmp_path / "run", ""))
+    torch.manual_seed(123)  # a run takes its randomness from its seed alone
+    kept.run()
+    assert comparable(kept) == comparable(first)
+    other = make_loop(settings={"iterations": 1}, seed=2)
+    other.run()
+    assert {**comparable(other), "seed": 1} != comparable(first)
+
+
+def test_a_callback_may_stop_the_run(make_loop: Make) -> None:
+    class Enough(Watcher):
+        def on_iteration_end(self, loop: IterativePPOLoop) -> None:
+            super().on_iteration_end(loop)
+            loop.should_stop, loop.stop_reason = True, "enough"
+
+    watcher = Enough()
+    loop = make_loop(settings={"iterations": 5}, callbacks=[watcher])
+    summary = loop.run()
+    assert watcher.hooks == ["on_run_start", *ITERATION, "on_run_end"]
+    assert (len(summary.iterations), summary.stop_reason, summary.status) == (1, "enough", "finished")
+    assert summary.after is not None
+
+
+@pytest.mark.parametrize("when", ["on_run_start", "on_critic_fit_end", "on_train_batch_end", "on_progress"])
+def test_an_exception_is_told_and_raised(make_loop: Make, tmp_path: Path, when: str) -> None:
+    class Breaks(Watcher):
+        pass
+
+    def fail(self: Watcher, *given: Any) -> None:
+        raise RuntimeError("boom")
+
+    setattr(Breaks, when, fail)
+    watcher = Breaks()
+    loop = make_loop(callbacks=[watcher], run_dir=RunDirectory.create(tmp_path / "run", ""))
+    with pytest.raises(RuntimeError, match="boom"):
+        loop.run()
+    assert watcher.hooks[-1] == "on_run_exception"
+    assert watcher.hooks.count("on_run_exception") == 1
+    assert "on_run_end" not in watcher.hooks
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_without_logs_there_is_no_warm_start(make_loop: Make) -> None:
+    watcher = Watcher()
+    make_loop(settings={"iterations": 1, "evaluation_conversations": 0}, callbacks=[watcher]).run()
+    assert "WarmStart" not in watcher.batches
+    assert watcher.phases == ["collect", "evaluate", "improve"]
+
+
+def test_the_critic_starts_from_the_warm_started_policy(make_loop: Make) -> None:
+    class Looks(Callback):
+        same = False
+        moved = False
+
+        def on_iteration_start(self, loop: IterativePPOLoop) -> None:
+            policy, critic, base = (loop.language_model.variant_tensors(v) for v in ("policy", "critic", "anchor"))
+            self.same = all(torch.equal(policy[key], critic[key]) for key in policy)
+            self.moved = any(not torch.equal(policy[key], base[key]) for key in policy)
+            loop.should_stop = True
+
+    looks = Looks()
+    make_loop(
+        "lora", settings={"iterations": 1, "evaluation_conversations": 0}, callbacks=[looks], logs=logs()
+    ).run()
+    assert looks.same and looks.moved
+
+
+def test_a_customer_that_is_won_by_one_word_is_learnt(make_loop: Make) -> None:
+    """The whole method on the smallest problem: the outcome rate rises, and the rise is not chance."""
+
+    class Easy:
+        def reset(self, seed: int) -> str:
+            return "red ?"
+
+        def reply(self, history: list[Message]) -> CustomerReply:
+            return CustomerReply("", float("yes" in history[-1].content.split()), done=True)
+
+    loop = make_loop(
+        settings={
+            **{"iterations": 2, "conversations": 64, "evaluation_conversations": 100, "batch": 100},
+            **{"critic_epochs": 6, "rounds": 4, "ppo_epochs": 2, "conversations_per_round": 32, "samples_per_state": 4},
+        },
+        policy={"learning_rate": 1e-2, "warmup_steps": 1},
+        customer=Easy,
+    )
+    summary = loop.run()
+    assert summary.before is not None and summary.after is not None
+    assert summary.after.ci95[0] > summary.before.ci95[1]
+    assert summary.after.outcome_rate > 0.8
+
+
+# -- parts of it alone -----------------------------------------------------------------------------------------------
+
+
+def test_talking_needs_no_training(make_loop: Make) -> None:
+    loop = make_loop()
+    training = loop.talk(12, "try", training=True)
+    evaluation = loop.talk(12, "try", training=False)
+    assert len({talk.seed for talk in training + evaluation}) == 24
+    assert {talk.policy_version for talk in training} == {"try"}
+    assert loop.talk(12, "try", training=True) == training
+
+
+def test_the_critic_alone(make_loop: Make) -> None:
+    loop = make_loop()
+    talks = loop.talk(20, "try", training=True)
+    figures = loop.fit_critic_only(talks[:15], talks[15:])
+    assert figures["turns"] == sum(len(talk.turns) for talk in talks[15:])
+    assert figures["brier"] is not None
+    held = make_loop().fit_critic_only(talks, None)
+    assert held["turns"] is not None and 4 <= held["turns"] <= 8  # a fifth of the conversations, whole
+
+
+def test_an_improvement_alone(make_loop: Make, tmp_path: Path) -> None:
+    loop = make_loop("lora", run_dir=RunDirectory.create(tmp_path / "run", ""))
+    torch.nn.init.normal_(loop.critic.head.linear.weight)  # a critic with opinions
+    before = {key: value.clone() for key, value in loop.language_model.variant_tensors("policy").items()}
+    figures = loop.improve_only(loop.talk(20, "try", training=True))
+    assert figures["reward_mean"] is not None
+    assert any(not torch.equal(loop.language_model.variant_tensors("policy")[k], v) for k, v in before.items())
+    assert (tmp_path / "run" / "checkpoints" / "iteration-000" / "policy" / "adapter_model.safetensors").is_file()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
