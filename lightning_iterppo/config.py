@@ -96,7 +96,8 @@ class CriticConfig:
 
     # Discount a turn. 1 counts only whether the outcome comes; lower prefers that it comes soon.
     gamma: float = 1.0
-    # At most this many passes. More fits better until it overfits; `patience` then ends it.
+    # At most this many passes of tuning the trunk. More fits better until it overfits; `patience` then ends it. 0 leaves
+    # the trunk as it is (the policy's after the warm start), with `solve_head`.
     epochs: int = 4
     # Higher fits in fewer epochs and is less steady.
     learning_rate: float = 5e-4
@@ -112,9 +113,13 @@ class CriticConfig:
     validation_fraction: float = 0.2
     # Epochs without improvement on those before the fit stops. Higher costs time, lower may stop by chance.
     patience: int = 2
-    # Passes over the logs before the first fit to collected conversations. More learns from the logs what matters, which
-    # is most of what there is to learn from at first; 0 leaves them out.
-    log_epochs: int = 2
+    # Learn from the logs too. Most of what there is to learn from at first, by other people than the policy.
+    use_logs: bool = True
+    # First solve for the linear head on the trunk as it is: its optimum, for one pass over the conversations. `epochs`
+    # then tunes the trunk from there.
+    solve_head: bool = True
+    # Precision of the prior on that head's weights. Higher keeps Q closer to the mean, lower fits noise.
+    head_prior: float = 3.0
     # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy made
     # (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
     history: int = 0

@@ -6,7 +6,7 @@ the model has seen the whole state and the whole action and nothing after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +17,7 @@ from torchmetrics import ExplainedVariance, MeanSquaredError
 from torchmetrics.classification import BinaryAUROC, BinaryCalibrationError
 
 from lightning_iterppo.data.turns import TurnBatch
+from lightning_iterppo.functional.logistic import fit_logistic
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
@@ -103,6 +104,49 @@ class QCritic(pl.LightningModule):
         self.train(training)
         return found
 
+    # -- the head alone -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, batches: Iterable[TurnBatch]) -> tuple[Tensor, Tensor]:
+        """What the head sees of every action, (n, hidden), and the actions' returns, (n,); on the host."""
+        training = self.training
+        self.eval()
+        found: list[Tensor] = []
+        returns: list[Tensor] = []
+        with self.model.using(CRITIC):
+            for batch in batches:
+                tree = batch.tree.to(self.model.device)
+                hidden = self.model.hidden(tree)[tree.action_rows, tree.last_positions]
+                found.append(self.head.norm(hidden.float()).cpu())
+                returns.append(batch.returns.cpu())
+        self.train(training)
+        return torch.cat(found), torch.cat(returns)
+
+    @torch.no_grad()
+    def fit_head(
+        self, features: Tensor, returns: Tensor, newest_features: Tensor, newest_returns: Tensor, *, prior: float
+    ) -> None:
+        """Solves for the head on fixed features, then scales it to how often the newest conversations go well.
+
+        A linear head on the warm-started trunk already tells good actions from bad ones, and its optimum costs one pass
+        over the conversations; gradient steps on a few hundred of them stay far from it. Tuning the trunk afterwards
+        starts from here (Kumar et al. 2022, "Fine-tuning can distort pretrained features").
+
+        Args:
+            features: of all conversations there are, (n, hidden).
+            returns: their returns, (n,).
+            newest_features: of those that π_k made, (m, hidden).
+            newest_returns: their returns, (m,).
+            prior: precision of the prior on the head's weights; higher keeps Q closer to the mean.
+        """
+        weight, bias = fit_logistic(features, returns, prior=prior)
+        logits = newest_features.double() @ weight + bias
+        # Two numbers, slope and intercept (Platt 1999): earlier policies and other people win more often, or less.
+        slope, shift = fit_logistic(logits[:, None], newest_returns, prior=1.0)
+        scale = slope.clamp(min=0.1)  # never turned round by chance
+        self.head.linear.weight.copy_((scale * weight)[None])
+        self.head.linear.bias.copy_((scale * bias + shift)[None].squeeze(0))
+
     # -- fitting -------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -162,6 +206,9 @@ class QCritic(pl.LightningModule):
             if figure is not None:
                 self.log(f"critic/{name}", figure)
         if self.trainer.sanity_checking:
+            return
+        if self.trainer.state.fn == "validate":
+            self.figures = figures
             return
         if self._best is None or loss < self._best[0]:
             weights = {key: tensor.clone() for key, tensor in self.model.variant_tensors(CRITIC).items()}

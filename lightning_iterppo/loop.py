@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,7 @@ from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.data.logs import read_conversations, write_conversations
-from lightning_iterppo.data.turns import TurnDataModule, split_conversations
+from lightning_iterppo.data.turns import TurnBatch, TurnDataModule, split_conversations
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.local import LocalEngine
@@ -305,16 +305,42 @@ class IterativePPOLoop:
         train, held = split_conversations(self.conversations, settings.validation_fraction, self.seed)
         for conversations in self.earlier[len(self.earlier) - min(settings.history, len(self.earlier)) :]:
             train = [*train, *conversations]
-        if self.logs and settings.critic_log_epochs and not self.summary.iterations:
+        logs = self.logs if settings.critic_logs else []
+        if settings.critic_solve_head:
+            self._solve_head([*logs, *(c for part in self.earlier for c in part)], train)
+        if settings.critic_epochs and logs and not self.summary.iterations:
             # The logs are of other people, whose outcomes come more or less often: they teach what matters, and the
             # newest conversations, which come last, how often it happens under π_k.
-            self._fit_critic(self.logs, [], settings.critic_log_epochs)
+            self._fit_critic(logs, [], settings.critic_epochs)
         self._fit_critic(train, held, settings.critic_epochs)
         record = self._record
         for name in CRITIC_FIGURES:
             record.critic[name] = self.critic.figures.get(name)
         record.tokens["trained"] = (record.tokens["trained"] or 0) + self.progress.tokens
         self.metrics.update({f"critic/{k}": v for k, v in record.critic.items() if v is not None})
+
+    def _solve_head(self, past: Sequence[Conversation], newest: Sequence[Conversation]) -> None:
+        """The optimal linear head on the critic's trunk as it is, from every conversation but the held-out ones."""
+        parts = []
+        self.progress.step(len(past) + len(newest), "conversations read")
+        for conversations in (past, newest):
+            own = list(conversations)[rank() :: world_size()]
+            data = TurnDataModule(own, renderer=self.renderer, gamma=self.settings.gamma) if own else None
+            parts.append(self.critic.features(self._counted(data.train_dataloader())) if data else None)
+        gathered = gather_lists([tuple(parts)])
+        old, new = ([part[i] for part in gathered if part[i] is not None] for i in (0, 1))
+        features, returns = (torch.cat([item[i] for item in (*old, *new)]) for i in (0, 1))
+        newest_features, newest_returns = (torch.cat([item[i] for item in new]) for i in (0, 1))
+        self.critic.fit_head(
+            features, returns, newest_features, newest_returns, prior=self.settings.critic_head_prior
+        )
+
+    def _counted(self, batches: Iterable[TurnBatch]) -> Iterator[TurnBatch]:
+        for batch in batches:
+            yield batch
+            self.progress.done += len(batch.tree.trees)
+            self.progress.tokens += int(batch.tree.position_ids.numel())
+            self._moved()
 
     def _fit_critic(self, train: Sequence[Conversation], held: Sequence[Conversation], epochs: int) -> None:
         settings = self.settings
@@ -326,6 +352,12 @@ class IterativePPOLoop:
             batch_size=settings.critic_batch,
             seed=self.seed,
         )
+        if epochs == 0:
+            self.critic.figures = {}
+            if held:
+                self.trainers.make(max_epochs=1).validate(self.critic, datamodule=data, verbose=False)
+                self._place()
+            return
         stop = EarlyStopping("critic/loss", patience=settings.critic_patience, check_on_train_epoch_end=False)
         self._fit(self.critic, data, epochs, callbacks=[stop] if held else [])
 

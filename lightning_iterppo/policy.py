@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree
-from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss, gae, kl_k3, masked_mean
+from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss, gae, kl_k2, kl_k3, masked_mean
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.models.logprobs import response_logprobs
@@ -235,11 +235,11 @@ class PPOPolicy(pl.LightningModule):
         policy_loss, clipped = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, mask, clip=self.clip)
         values = self.value_head(predicting)
         value_loss = clipped_value_loss(values, batch.old_values, batch.returns, mask, clip=self.value_clip)
-        kl_anchor = masked_mean(kl_k3(logprobs, batch.anchor_logprobs), mask)
+        kl_anchor = masked_mean(kl_k2(logprobs, batch.anchor_logprobs), mask)
         entropy = masked_mean(entropies, mask)
         loss = policy_loss + self.value_coefficient * value_loss + self.kl_coefficient * kl_anchor
         if self.kl_reference_coefficient > 0:
-            loss = loss + self.kl_reference_coefficient * masked_mean(kl_k3(logprobs, batch.reference_logprobs), mask)
+            loss = loss + self.kl_reference_coefficient * masked_mean(kl_k2(logprobs, batch.reference_logprobs), mask)
         if self.entropy_coefficient > 0:
             loss = loss - self.entropy_coefficient * entropy
         samples = mask.shape[0]

@@ -23,7 +23,9 @@ class LoopSettings:
     warm_start_epochs: int = 2
     warm_start_batch: int = 8
     critic_epochs: int = 4
-    critic_log_epochs: int = 0
+    critic_logs: bool = True
+    critic_solve_head: bool = True
+    critic_head_prior: float = 3.0
     critic_batch: int = 8
     critic_patience: int = 2
     validation_fraction: float = 0.2

@@ -36,7 +36,7 @@ WORDS = (
     "hello hi yes no please thanks bye I you we want need have buy like the a is it this that for my your with "
     "red blue green small large cheap good shoes hat coat bag price what which how much one two three ? ! . ,"
 ).split()
-#: The words of `word_customer.WordCustomer`: few, so that an untrained model says the right one now and then.
+#: The words of `named_in_recipes.WordCustomer`: few, so that an untrained model says the right one now and then.
 COLOURS = ["red", "blue", "?", "yes", "no"]
 
 
@@ -87,10 +87,10 @@ def stir() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def word_customer() -> Iterator[Any]:
-    """The class `WordCustomer`, which recipes may name as ``word_customer.WordCustomer`` meanwhile."""
+    """The class `WordCustomer`, which recipes may name as ``named_in_recipes.WordCustomer`` meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parent)
-        yield importlib.import_module("word_customer").WordCustomer
+        yield importlib.import_module("named_in_recipes").WordCustomer
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,89 @@
+"""Whole runs as processes of their own: killed with SIGKILL and continued, and two processes that share the work."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+SMALL = [
+    *("loop.iterations=2", "loop.conversations=40", "loop.evaluation_conversations=20", "loop.batch=20"),
+    *("critic.epochs=2", "policy.rounds=2", "policy.ppo_epochs=1", "policy.samples_per_state=2"),
+    *("warm_start.epochs=1", "callbacks.progress=null"),
+]
+
+
+def iterppo(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`iterppo WORDS` in a process of its own, in ``place``."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        environment.pop(name, None)
+    command = [str(Path(sys.executable).with_name("iterppo")), *words]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def comparable(run: Path) -> dict[str, Any]:
+    """What a run left behind, without what the clock decides."""
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("seconds", "evaluation_seconds", "peak_memory_bytes", "machine"):
+        summary.pop(key)
+    for iteration in summary["iterations"]:
+        iteration.pop("seconds")
+    with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
+        metrics = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    talks = {file.name: file.read_text() for file in sorted((run / "conversations").iterdir())}
+    return {"summary": summary, "metrics": metrics, "conversations": talks}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("undisturbed")
+    done = iterppo(place, "train", "probe", "-o", "run", *SMALL)
+    assert done.returncode == 0, done.stderr
+    return place / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["collect", "evaluate", "improve"])
+def test_killed_in_the_middle_of_a_phase_and_resumed(undisturbed: Path, tmp_path: Path, phase: str) -> None:
+    stop = [
+        "callbacks.stop._target_=named_in_recipes.InterruptOnce",
+        *(f"callbacks.stop.phase={phase}", "callbacks.stop.marker=marker", "callbacks.stop.kill=true"),
+    ]
+    killed = iterppo(tmp_path, "train", "probe", "-o", "run", *SMALL, *stop)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run = tmp_path / "run"
+    before = json.loads((run / "summary.json").read_text())
+    assert (before["status"], len(before["iterations"])) == ("running", 1)
+    resumed = iterppo(tmp_path, "train", "--resume", "run")
+    assert resumed.returncode == 0, resumed.stderr
+    assert comparable(run) == comparable(undisturbed)
+
+
+@pytest.mark.slow
+def test_two_processes_collect_each_conversation_once(tmp_path: Path) -> None:
+    done = iterppo(tmp_path, "train", "probe", "-o", "run", "trainer=ddp-cpu", *SMALL)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], len(summary["iterations"])) == ("finished", 2)
+    seeds: set[int] = set()
+    for name in ("iteration-000", "iteration-001", "before"):
+        lines = (tmp_path / "run" / "conversations" / f"{name}.jsonl").read_text().splitlines()
+        talks = [json.loads(line) for line in lines]
+        assert len(talks) == len({talk["id"] for talk in talks}) == (20 if name == "before" else 40)
+        seeds |= {talk["seed"] for talk in talks}
+    assert len(seeds) == 100
+    for record in summary["iterations"]:
+        assert record["collected"]["conversations"] == 40
+        assert record["critic"]["turns"] == 2 * 8  # the held-out fifth, counted over both processes
+    assert (tmp_path / "run" / "checkpoints" / "iteration-001" / "policy" / "model.safetensors").is_file() or (
+        tmp_path / "run" / "checkpoints" / "iteration-001" / "policy" / "adapter_model.safetensors"
+    ).is_file()
