@@ -355,7 +355,9 @@ class IterativePPOLoop:
         if epochs == 0:
             self.critic.figures = {}
             if held:
-                self.trainers.make(max_epochs=1).validate(self.critic, datamodule=data, verbose=False)
+                counter = FitProgress(self.progress, self.steps, self._moved)
+                trainer = self.trainers.make(max_epochs=1, callbacks=[counter], logger=self.loggers)
+                trainer.validate(self.critic, datamodule=data, verbose=False)
                 self._place()
             return
         stop = EarlyStopping("critic/loss", patience=settings.critic_patience, check_on_train_epoch_end=False)

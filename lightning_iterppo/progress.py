@@ -72,3 +72,7 @@ class FitProgress(pl.Callback):
         self.progress.tokens += int(batch.tree.position_ids.numel())
         pl_module.log("step", float(self.first_step + trainer.global_step))
         self.moved()
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Held-out figures belong to the step that they were measured after."""
+        pl_module.log("step", float(self.first_step + trainer.global_step))

@@ -109,6 +109,7 @@ def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: 
             "batch": 10,
             "sampling": Sampling(max_new_tokens=3),
             "critic_epochs": 2,
+            "history": 1,
             "rounds": 2,
             "ppo_epochs": 1,
             "conversations_per_round": 16,

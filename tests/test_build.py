@@ -32,7 +32,7 @@ SMALL = [
     *("model.scratch.vocabulary=[red,blue,'?',yes,no]", "sampling.max_new_tokens=3"),
     *("loop.iterations=2", "loop.conversations=20", "loop.evaluation_conversations=12", "loop.batch=10"),
     *("critic.epochs=2", "critic.batch_conversations=8", "critic.history=1"),
-    *("policy.rounds=2", "policy.ppo_epochs=1", "policy.samples_per_state=2", "policy.conversations_per_round=16"),
+    *("policy.rounds=2", "policy.batch_conversations=8", "policy.ppo_epochs=1", "policy.samples_per_state=2", "policy.conversations_per_round=16"),
 ]
 
 pytestmark = pytest.mark.usefixtures("word_customer")

@@ -148,6 +148,49 @@ def test_with_one_outcome_only_there_is_nothing_to_rank(
     assert critic.figures["brier_constant"] == pytest.approx(0.0 if gamma == 1.0 else 0.0625, abs=1e-6)
 
 
+def test_the_head_alone_is_solved_for_on_the_trunk_as_it_is(make_language_model: Make) -> None:
+    critic, _, data = made(make_language_model)
+    before = {key: tensor.clone() for key, tensor in critic.model.variant_tensors("critic").items()}
+    module = data([talk(n) for n in range(32)], [talk(n) for n in range(8)])
+    features, returns = critic.features(module.train_dataloader())
+    assert features.shape == (64, 16) and returns.shape == (64,)
+    critic.fit_head(features, returns, features, returns, prior=0.1)
+    a_trainer(1).validate(critic, datamodule=module, verbose=False)
+    # The last turn's action decides, and the turn before says nothing about it.
+    assert critic.figures["brier"] is not None and critic.figures["brier"] < 0.16
+    assert critic.figures["brier_constant"] == pytest.approx(0.25)
+    after = critic.model.variant_tensors("critic")
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert critic.model.active == "critic"
+
+
+def test_the_head_is_scaled_to_how_often_the_newest_conversations_go_well(make_language_model: Make) -> None:
+    critic, renderer, data = made(make_language_model)
+    features, returns = critic.features(data([talk(n) for n in range(32)], []).train_dataloader())
+    rare = [talk(n, outcome=float(n == 0)) for n in range(10)]  # as good, but rarely with success
+    newest, outcomes = critic.features(data(rare, []).train_dataloader())
+    critic.fit_head(features, returns, newest, outcomes, prior=3.0)
+    scores = [value for each in critic.score([renderer.render(item).tree for item in rare]) for value in each]
+    assert sum(scores) / len(scores) == pytest.approx(0.1, abs=0.02)
+    # The ranking is that of all conversations: red is still better than what is not red.
+    values = critic.score([renderer.render(talk(n, gamma_turns=1)).tree for n in range(4)])
+    assert min(values[:2]) > max(values[2:])
+
+
+def test_features_are_what_the_head_sees(make_language_model: Make, stir: Callable[..., None]) -> None:
+    critic, _, data = made(make_language_model)
+    critic.model.copy("policy", "critic")
+    stir(critic.model, "critic")
+    torch.nn.init.normal_(critic.head.linear.weight)
+    module = data([talk(n) for n in range(6)], [])
+    batch = module.collate(module.train_trees)
+    features, returns = critic.features([batch])
+    assert critic.model.active == "policy"
+    assert torch.equal(returns, batch.returns)
+    with torch.no_grad(), critic.model.using("critic"):
+        torch.testing.assert_close(critic.head.linear(features).squeeze(-1), critic(batch.tree))
+
+
 def two_trees(renderer: ChatRenderer) -> list[TokenTree]:
     long, short = renderer.render(talk(0, gamma_turns=4)), renderer.render(talk(1, gamma_turns=1))
     grown = long.tree.copy()

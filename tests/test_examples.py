@@ -62,15 +62,15 @@ def test_a_guest_books_when_asked_first(place: Path, monkeypatch: pytest.MonkeyP
             history.append(Message("customer", replies[-1].text))
         return replies
 
-    hours = {"we are two": "seven", "we are six": "eight"}
+    hours = {"two": "seven", "six": "eight"}
     heard = {seed: talk(seed, "how many ?")[0].text for seed in range(20)}
     assert set(heard.values()) == set(hours)
     for seed, text in heard.items():
         asked, booked = talk(seed, "how many", hours[text])
         assert not asked.done and booked == CustomerReply("thanks", 1.0, True)
         (wrong,) = {"seven", "eight"} - {hours[text]}
-        assert talk(seed, "how many", wrong)[1] == CustomerReply("no thanks", 0.0, True)
-        assert talk(seed, "hello", hours[text])[1] == CustomerReply("no thanks", 0.0, True)
+        assert talk(seed, "how many", wrong)[1] == CustomerReply("no", 0.0, True)
+        assert talk(seed, "hello", hours[text])[1] == CustomerReply("no", 0.0, True)
 
 
 def test_it_trains_by_its_import_path(place: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_it_trains_by_its_import_path(place: Path, tmp_path: Path) -> None:
     assert summary.iterations[0].policy["kl_old"] is not None
     assert (run / "checkpoints" / "iteration-000" / "policy" / "model.safetensors").is_file()
     for conversation in read_conversations(run / "conversations" / "iteration-000.jsonl"):
-        assert conversation.turns[0].customer == "a table please" and len(conversation.turns) == 2
+        assert conversation.turns[0].customer == "a table" and len(conversation.turns) == 2
 
 
 def test_its_arguments_are_checked(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

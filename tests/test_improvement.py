@@ -81,7 +81,10 @@ class Round:
 
 
 def talk(name: str = "a", outcome: float | None = 1.0) -> Conversation:
-    return Conversation(name, (Turn("red ?", "no"), Turn("blue ?", "yes", reward=outcome or 0.0)), outcome=outcome)
+    said = Turn("red ?", "no", Suggestion("no"), "accepted")
+    return Conversation(
+        name, (said, Turn("blue ?", "yes", Suggestion("yes"), "accepted", outcome or 0.0)), outcome=outcome
+    )
 
 
 def test_every_state_gets_fresh_responses(make_language_model: Make) -> None:
@@ -157,6 +160,19 @@ def test_a_lone_response_has_no_baseline(make_language_model: Make) -> None:
     round_ = Round(make_language_model, [talk()], samples_per_state=1)
     round_.data.train_dataloader()
     assert round_.policy.given[0].baselines == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("word", ["return", "mix", "q"])
+def test_what_people_wrote_by_themselves_is_no_action_of_a_policy(make_language_model: Make, word: Any) -> None:
+    suggested = talk().turns[1]
+    mixed = Conversation("a", (Turn("red ?", "no"), suggested), outcome=1.0)
+    round_ = Round(make_language_model, [mixed], samples_per_state=1, logged_reward=word)
+    round_.data.train_dataloader()
+    (state,) = round_.states
+    # Both turns' states are prompts; only the second has a logged action.
+    assert (state.turns, state.fresh) == ([1, 0, 1], [False, True, True])
+    assert [state.response(action) for action in range(3)][0] == "yes"
+    assert [len(state.tree.segments[a].token_ids) for a in state.tree.actions] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("word", ["return", "mix"])

@@ -346,6 +346,42 @@ def test_the_critic_starts_from_the_warm_started_policy(make_loop: Make) -> None
     assert looks.same and looks.moved
 
 
+def test_a_critic_that_is_solved_for_and_not_tuned_is_measured_all_the_same(make_loop: Make) -> None:
+    watcher = Watcher()
+    loop = make_loop(
+        settings={"iterations": 1, "critic_epochs": 0, "evaluation_conversations": 0}, callbacks=[watcher]
+    )
+    loop.run()
+    assert "QCritic" not in watcher.batches
+    assert loop.summary.iterations[0].critic["brier"] is not None
+    assert loop.critic.head.linear.weight.abs().max() > 0
+    assert loop.language_model.active == "policy"
+
+
+def test_states_of_the_logs_join_an_improvement(make_loop: Make) -> None:
+    used: list[set[str]] = []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            if hasattr(data, "conversations"):
+                used.append({talk.id for talk in data.conversations})
+
+    settings = {"log_conversations": 5, "evaluation_conversations": 0, "warm_start_epochs": 0}
+    make_loop(settings=settings, callbacks=[Looks()], logs=logs()).run()
+    assert [len(names) for names in used] == [25, 25]
+    first, second = ({name for name in names if name.startswith("log-")} for names in used)
+    assert len(first) == len(second) == 5 and first != second
+
+
+@pytest.mark.parametrize(("use", "expected"), [(True, [12, 16]), (False, [16])])
+def test_the_critic_reads_the_logs_only_if_told(make_loop: Make, use: bool, expected: list[int]) -> None:
+    watcher = Watcher()
+    settings = {"critic_logs": use, "iterations": 1, "evaluation_conversations": 0, "warm_start_epochs": 0}
+    make_loop(settings=settings, callbacks=[watcher], logs=logs()).run()
+    assert [count for count in watcher.trees if count] == expected
+
+
 def test_a_customer_that_is_won_by_one_word_is_learnt(make_loop: Make) -> None:
     """The whole method on the smallest problem: the outcome rate rises, and the rise is not chance."""
 

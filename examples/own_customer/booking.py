@@ -14,14 +14,14 @@ class Guest:
     def reset(self, seed: int) -> str:
         """Opens the conversation."""
         self.people = random.Random(seed).choice(["two", "six"])
-        return "a table please"
+        return "a table"
 
     def reply(self, history: list[Message]) -> CustomerReply:
         """Answers the desk's last message."""
         first, *later = [message.content.split() for message in history if message.role == "agent"]
         asked = "many" in first
         if not later:
-            return CustomerReply(f"we are {self.people}" if asked else "hello ?")
+            return CustomerReply(self.people if asked else "hello")
         offered = [word for word in later[0] if word in self.hours.values()]
         booked = asked and offered[:1] == [self.hours[self.people]]
-        return CustomerReply("thanks" if booked else "no thanks", reward=float(booked), done=True)
+        return CustomerReply("thanks" if booked else "no", reward=float(booked), done=True)
