@@ -190,20 +190,20 @@ def _sampling(config: Recipe) -> Sampling:
     return Sampling(config.sampling.temperature, config.sampling.top_p, config.sampling.max_new_tokens)
 
 
-def build_loop(config: Recipe, run: RunDirectory | None, *, resume: bool = False) -> IterativePPOLoop:
+def build_loop(config: Recipe, run: RunDirectory | None, *, last_step: int | None = None) -> IterativePPOLoop:
     """The whole loop of a recipe.
 
     Args:
         config: the recipe.
         run: where the run is kept; None keeps nothing.
-        resume: keep the step metrics that are there.
+        last_step: step metrics that are there stay up to this one; None begins them anew.
     """
     customer = customer_factory(config.customer, "customer")
     held_out = customer_factory(config.held_out_customer, "held_out_customer") if config.held_out_customer else None
     logs = load_logs(config)
     callbacks = _named(config.callbacks, "callbacks", pl.Callback)
     parts = build_parts(config)
-    loggers = [] if run is None else _loggers(config, run, resume=resume)
+    loggers = [] if run is None else _loggers(config, run, last_step)
     return IterativePPOLoop(
         language_model=parts.model,
         policy=parts.policy,
@@ -235,10 +235,10 @@ def _named(section: dict[str, Any], where: str, kind: type, **offered: Any) -> l
     return found
 
 
-def _loggers(config: Recipe, run: RunDirectory, *, resume: bool) -> list[Logger]:
+def _loggers(config: Recipe, run: RunDirectory, last_step: int | None) -> list[Logger]:
     if rank() != 0:
         return []
-    with continue_metrics(run.metrics, keep=resume) as attach:
+    with continue_metrics(run.metrics, last_step=last_step) as attach:
         loggers: list[Logger] = _named(config.logger, "logger", Logger, save_dir=str(run.path))
         attach(loggers)
     return loggers
@@ -260,8 +260,8 @@ def train(config: Recipe, run: Path, resume: bool) -> Summary:
         directory = RunDirectory(run)  # the first process made it
     else:
         directory = RunDirectory.create(run, to_yaml(config))
-    loop = build_loop(config, directory, resume=resume)
     state = directory.load_state() if resume else None
+    loop = build_loop(config, directory, last_step=None if state is None else int(state["steps"]))
     if state is not None:
         loop.load_state_dict(state)
     elif not resume:

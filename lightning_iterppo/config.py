@@ -96,7 +96,7 @@ class CriticConfig:
 
     # Discount a turn. 1 counts only whether the outcome comes; lower prefers that it comes soon.
     gamma: float = 1.0
-    # At most this many passes of tuning the trunk. More fits better until it overfits; `patience` then ends it. 0 leaves
+    # At most this many passes of tuning the trunk. More fits better until it overfits; `patience` then ends it. 0 keeps
     # the trunk as it is (the policy's after the warm start), with `solve_head`.
     epochs: int = 4
     # Higher fits in fewer epochs and is less steady.
@@ -120,8 +120,8 @@ class CriticConfig:
     solve_head: bool = True
     # Precision of the prior on that head's weights. Higher keeps Q closer to the mean, lower fits noise.
     head_prior: float = 3.0
-    # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy made
-    # (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
+    # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy
+    # made (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
     history: int = 0
 
 
@@ -165,8 +165,8 @@ class PolicyConfig:
     logged_reward: str = "none"
     # Fresh responses to each logged state. More compares alternatives better and costs generation time.
     samples_per_state: int = 2
-    # Conversations of the logs whose states join the collected ones in every improvement. More shows the policy where it
-    # does not come by itself yet; 0 uses the states that it came to.
+    # Conversations of the logs whose states join the collected ones in every improvement. More shows the policy where
+    # it does not come by itself yet; 0 uses the states that it came to.
     log_conversations: int = 0
     # Rounds of fresh responses in an iteration. More gets more out of the same conversations and relies more on Q.
     rounds: int = 3

@@ -190,7 +190,7 @@ class QCritic(pl.LightningModule):
         count, events = float(totals[3]), float(totals[4])
         loss, base = float(totals[0]) / count, float(totals[1]) / count
         variance = max(0.0, float(totals[2]) / count - base**2)
-        # Unknown, not zero: where all ended alike there is nothing to rank, and where all returns are equal, to explain.
+        # Unknown, not zero: where all ended alike there is nothing to rank, where all returns are equal, to explain.
         unknown = {"auroc": events in (0.0, count), "explained_variance": variance < 1e-6}
         metrics = {"auroc": self.auroc, "brier": self.brier, "ece": self.ece}
         metrics["explained_variance"] = self.explained_variance

@@ -220,7 +220,7 @@ class RoundDataModule(pl.LightningDataModule):
         for conversation, item in zip(conversations, rendered, strict=True):
             # What a conversation with an unknown outcome earned is unknown, never a zero.
             censored = conversation.outcome is None and self.logged_reward != "q"
-            # Only what a policy suggested is a sample of its action: what people wrote by themselves gives states alone.
+            # Only what a policy suggested is a sample of its action: what people wrote themselves gives states alone.
             counted = [
                 turn
                 for turn, logged in enumerate(conversation.turns)

@@ -331,9 +331,7 @@ class IterativePPOLoop:
         old, new = ([part[i] for part in gathered if part[i] is not None] for i in (0, 1))
         features, returns = (torch.cat([item[i] for item in (*old, *new)]) for i in (0, 1))
         newest_features, newest_returns = (torch.cat([item[i] for item in new]) for i in (0, 1))
-        self.critic.fit_head(
-            features, returns, newest_features, newest_returns, prior=self.settings.critic_head_prior
-        )
+        self.critic.fit_head(features, returns, newest_features, newest_returns, prior=self.settings.critic_head_prior)
 
     def _counted(self, batches: Iterable[TurnBatch]) -> Iterator[TurnBatch]:
         for batch in batches:
@@ -400,7 +398,9 @@ class IterativePPOLoop:
     def _log_states(self, iteration: int) -> list[Conversation]:
         """Logged conversations whose states join the collected ones: where the policy does not come by itself yet."""
         count = min(self.settings.log_conversations, len(self.logs))
-        order = torch.randperm(len(self.logs), generator=torch.Generator().manual_seed(self._seed_of(f"logs-{iteration}")))
+        order = torch.randperm(
+            len(self.logs), generator=torch.Generator().manual_seed(self._seed_of(f"logs-{iteration}"))
+        )
         return [self.logs[index] for index in order[:count].tolist()]
 
     def _staged(self, stage: str, total: int) -> None:
@@ -468,6 +468,8 @@ class IterativePPOLoop:
         if validation is None:
             logs, validation = split_conversations(logs, self.settings.validation_fraction, self.seed)
         self._begin("evaluate")
+        if self.settings.critic_solve_head:
+            self._solve_head([], logs)
         self._fit_critic(logs, validation, self.settings.critic_epochs)
         self.progress.begin("done")
         return dict(self.critic.figures)

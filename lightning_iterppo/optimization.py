@@ -1,4 +1,4 @@
-"""The optimiser that all modules share: AdamW, its rate rising linearly at first and, if asked, falling to 0 at the end."""
+"""The optimiser that all modules share: AdamW, its rate rising linearly first and, if asked, falling to 0."""
 
 from __future__ import annotations
 

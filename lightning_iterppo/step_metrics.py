@@ -12,17 +12,18 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 
 @contextmanager
-def continue_metrics(path: Path, *, keep: bool) -> Iterator[Callable[[Sequence[Logger]], None]]:
+def continue_metrics(path: Path, *, last_step: int | None) -> Iterator[Callable[[Sequence[Logger]], None]]:
     """Reads the file's rows before the loggers are made, and gives a function that hands them to the CSV logger.
 
     Args:
         path: the run's `metrics.csv`.
-        keep: whether earlier rows are wanted.
+        last_step: rows up to this step stay; later ones are of a phase that will be repeated. None keeps nothing.
     """
     rows: list[dict[str, Any]] = []
-    if keep and path.is_file():
+    if last_step is not None and path.is_file():
         with open(path, encoding="utf-8", newline="") as file:
             rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+        rows = [row for row in rows if float(row.get("step", 0)) <= last_step]
 
     def attach(loggers: Sequence[Logger]) -> None:
         for logger in loggers:

@@ -95,7 +95,7 @@ def word_customer() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: Any) -> Callable[..., IterativePPOLoop]:
-    """Makes a whole loop that runs in a second; ``settings`` and ``policy`` change their numbers, the rest is the loop's."""
+    """Makes a whole loop that runs in a second; ``settings`` and ``policy`` change numbers, the rest is the loop's."""
 
     def make(
         kind: str = "full", *, settings: dict[str, Any] | None = None, policy: dict[str, Any] | None = None, **more: Any

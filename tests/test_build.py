@@ -1,4 +1,4 @@
-"""From a recipe to files and back: what the command line calls, with a tiny model and a customer named by import path."""
+"""From a recipe to files and back: what the command line calls, with a tiny model and a customer named by path."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ SMALL = [
     *("model.scratch.vocabulary=[red,blue,'?',yes,no]", "sampling.max_new_tokens=3"),
     *("loop.iterations=2", "loop.conversations=20", "loop.evaluation_conversations=12", "loop.batch=10"),
     *("critic.epochs=2", "critic.batch_conversations=8", "critic.history=1"),
-    *("policy.rounds=2", "policy.batch_conversations=8", "policy.ppo_epochs=1", "policy.samples_per_state=2", "policy.conversations_per_round=16"),
+    *(
+        "policy.rounds=2",
+        "policy.batch_conversations=8",
+        "policy.ppo_epochs=1",
+        "policy.samples_per_state=2",
+        "policy.conversations_per_round=16",
+    ),
 ]
 
 pytestmark = pytest.mark.usefixtures("word_customer")
@@ -100,7 +106,11 @@ def test_a_checkpoint_is_loaded_by_the_ecosystem(run: Run) -> None:
 def test_an_exported_model_has_the_policys_logits(run: Run, tmp_path: Path) -> None:
     assert build.export(run.path, tmp_path / "out", None) == tmp_path / "out"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+    }
     with torch.no_grad():
         torch.testing.assert_close(model(run.ids).logits, run.logits(), atol=1e-4, rtol=0)
         build.export(run.path, tmp_path / "first", 0)
@@ -166,7 +176,10 @@ def test_a_resumed_training_leaves_what_an_undisturbed_one_does(run: Run, tmp_pa
     summary = build.train(recipe("lora", "seed=9"), path, True)  # the recipe is the run's own
     assert summary.status == "finished"
     assert comparable(path) == comparable(run.path)
-    assert [each.name for each in sorted((path / "checkpoints").glob("iteration-*"))] == ["iteration-000", "iteration-001"]
+    assert [each.name for each in sorted((path / "checkpoints").glob("iteration-*"))] == [
+        "iteration-000",
+        "iteration-001",
+    ]
 
 
 def test_where_training_may_not_write(run: Run, tmp_path: Path) -> None:
@@ -205,7 +218,9 @@ def test_collecting_writes_whole_conversations(run: Run, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_a_critic_from_logs_and_an_improvement_with_it(make_loop: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+def test_a_critic_from_logs_and_an_improvement_with_it(
+    make_loop: Callable[..., Any], tmp_path: Path, kind: str
+) -> None:
     talks = make_loop().talk(30, "logs", training=True)
     write_conversations(tmp_path / "logs.jsonl", talks[:24])
     write_conversations(tmp_path / "held.jsonl", talks[24:])

@@ -42,9 +42,7 @@ def a_trainer(epochs: int, **more: Any) -> Trainer:
     )
 
 
-def made(
-    make: Make, kind: str = "full", **more: Any
-) -> tuple[QCritic, ChatRenderer, Callable[..., TurnDataModule]]:
+def made(make: Make, kind: str = "full", **more: Any) -> tuple[QCritic, ChatRenderer, Callable[..., TurnDataModule]]:
     model = make(kind, vocabulary=COLOURS, hidden=16, layers=1, rank=8)
     renderer = ChatRenderer(model.tokenizer)
     critic = QCritic(model, **{"learning_rate": 1e-2, "head_learning_rate": 1e-2, "warmup_steps": 2, **more})
@@ -99,7 +97,7 @@ class Spoiler(Callback):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_after_a_fit_it_is_the_critic_of_its_best_epoch(make_language_model: Make, kind: str) -> None:
-    critic, renderer, data = made(make_language_model, kind)
+    critic, _renderer, data = made(make_language_model, kind)
     torch.manual_seed(0)
     module = data([talk(n) for n in range(32)], [talk(n) for n in range(8)])
     spoiler = Spoiler(module.collate(module.validation_trees))

@@ -171,7 +171,7 @@ def test_what_people_wrote_by_themselves_is_no_action_of_a_policy(make_language_
     (state,) = round_.states
     # Both turns' states are prompts; only the second has a logged action.
     assert (state.turns, state.fresh) == ([1, 0, 1], [False, True, True])
-    assert [state.response(action) for action in range(3)][0] == "yes"
+    assert next(state.response(action) for action in range(3)) == "yes"
     assert [len(state.tree.segments[a].token_ids) for a in state.tree.actions] == [2, 2, 2]
 
 

@@ -167,9 +167,7 @@ def test_the_critic_learns_from_the_newest_and_some_earlier_conversations(run: R
 @pytest.mark.parametrize(("history", "expected"), [(0, [16, 16]), (5, [16, 36])])
 def test_history_is_a_number_of_iterations(make_loop: Make, history: int, expected: list[int]) -> None:
     watcher = Watcher()
-    make_loop(
-        settings={"history": history, "rounds": 1, "evaluation_conversations": 0}, callbacks=[watcher]
-    ).run()
+    make_loop(settings={"history": history, "rounds": 1, "evaluation_conversations": 0}, callbacks=[watcher]).run()
     assert [count for count in watcher.trees if count] == expected
 
 
@@ -340,17 +338,13 @@ def test_the_critic_starts_from_the_warm_started_policy(make_loop: Make) -> None
             loop.should_stop = True
 
     looks = Looks()
-    make_loop(
-        "lora", settings={"iterations": 1, "evaluation_conversations": 0}, callbacks=[looks], logs=logs()
-    ).run()
+    make_loop("lora", settings={"iterations": 1, "evaluation_conversations": 0}, callbacks=[looks], logs=logs()).run()
     assert looks.same and looks.moved
 
 
 def test_a_critic_that_is_solved_for_and_not_tuned_is_measured_all_the_same(make_loop: Make) -> None:
     watcher = Watcher()
-    loop = make_loop(
-        settings={"iterations": 1, "critic_epochs": 0, "evaluation_conversations": 0}, callbacks=[watcher]
-    )
+    loop = make_loop(settings={"iterations": 1, "critic_epochs": 0, "evaluation_conversations": 0}, callbacks=[watcher])
     loop.run()
     assert "QCritic" not in watcher.batches
     assert loop.summary.iterations[0].critic["brier"] is not None

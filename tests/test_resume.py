@@ -176,9 +176,7 @@ def test_a_finished_run_goes_on_to_its_end_at_once(
     assert outcome(loop) == before
 
 
-def test_the_state_of_another_model_is_refused(
-    make_loop: Make, undisturbed: Callable[[str], IterativePPOLoop]
-) -> None:
+def test_the_state_of_another_model_is_refused(make_loop: Make, undisturbed: Callable[[str], IterativePPOLoop]) -> None:
     directory = undisturbed("full").run_dir
     assert directory is not None
     state = directory.load_state()

@@ -60,7 +60,7 @@ def test_a_summary_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_a_run_is_never_written_over(tmp_path: Path) -> None:
     RunDirectory.create(tmp_path / "run", "")
-    with pytest.raises(RunDirectoryError, match="already holds a run.*--resume"):
+    with pytest.raises(RunDirectoryError, match=r"already holds a run.*--resume"):
         RunDirectory.create(tmp_path / "run", "")
     assert RunDirectory.create(tmp_path / "empty", "").path.is_dir()
 

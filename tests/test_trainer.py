@@ -13,9 +13,7 @@ from lightning_iterppo.trainer import TrainerFactory, barrier, gather_lists, ran
 
 
 def test_the_configuration_is_the_trainers() -> None:
-    config = TrainerConfig(
-        accelerator="cpu", precision="bf16-mixed", gradient_clip_val=0.5, accumulate_grad_batches=3
-    )
+    config = TrainerConfig(accelerator="cpu", precision="bf16-mixed", gradient_clip_val=0.5, accumulate_grad_batches=3)
     trainer = TrainerFactory(config).make(max_epochs=4, rounds=True)
     assert trainer.max_epochs == 4
     assert (trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (0.5, 3)
@@ -27,7 +25,15 @@ def test_the_configuration_is_the_trainers() -> None:
 
 @pytest.mark.parametrize(
     ("devices", "nodes", "several"),
-    [(1, 1, False), ("1", 1, False), ("auto", 1, False), (2, 1, True), ([0, 1], 1, True), ([3], 1, False), (1, 2, True)],
+    [
+        (1, 1, False),
+        ("1", 1, False),
+        ("auto", 1, False),
+        (2, 1, True),
+        ([0, 1], 1, True),
+        ([3], 1, False),
+        (1, 2, True),
+    ],
 )
 def test_when_there_are_several_processes(devices: Any, nodes: int, several: bool) -> None:
     config = TrainerConfig(accelerator="cpu", devices=devices, num_nodes=nodes)

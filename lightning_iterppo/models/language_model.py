@@ -187,7 +187,7 @@ class LanguageModel(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
         """Moves the weights of all variants together: `torch.nn.Module.to` only knows those in use."""
         self._stored = {name: [fn(tensor) for tensor in tensors] for name, tensors in self._stored.items()}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def activate(self, name: str) -> None:

@@ -104,8 +104,8 @@ def make_scratch_model(config: ScratchConfig, seed: int) -> tuple[LlamaForCausal
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         max_position_embeddings=config.max_length,
-        # Large models start from 0.02, which is nearly nothing at this width: layers that do little at first learn late,
-        # and the output embedding, which LoRA leaves as it is, could make no word likely.
+        # Large models start from 0.02, which is nearly nothing at this width: layers that do little at first learn
+        # late, and the output embedding, which LoRA leaves as it is, could make no word likely.
         initializer_range=config.hidden_size**-0.5,
         tie_word_embeddings=False,
         bos_token_id=None,

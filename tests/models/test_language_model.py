@@ -274,7 +274,9 @@ def test_a_saved_adapter_is_pefts(make_language_model: Make, stir: Stir, tmp_pat
 
 
 @KINDS
-def test_a_merged_model_has_the_policys_logits(make_language_model: Make, stir: Stir, tmp_path: Path, kind: str) -> None:
+def test_a_merged_model_has_the_policys_logits(
+    make_language_model: Make, stir: Stir, tmp_path: Path, kind: str
+) -> None:
     model = make_language_model(kind)
     stir(model, "policy")
     ids = torch.tensor([[3, 6, 7, 8, 9]])

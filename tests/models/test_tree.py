@@ -111,7 +111,7 @@ def test_padding_is_nobodys(make_language_model: Make) -> None:
 
 def test_positions_count_along_the_path() -> None:
     batch = collate_trees([a_branching_tree()], pad_token_id=0)
-    expected = [0, 1, 2, 3] + [4, 5, 6] + [4] + [4, 5, 6, 7, 8] + [7, 8, 9] + [10, 11] + [10, 11, 12]
+    expected = [0, 1, 2, 3, 4, 5, 6, 4, 4, 5, 6, 7, 8, 7, 8, 9, 10, 11, 10, 11, 12]
     assert batch.position_ids[0].tolist() == expected
 
 
@@ -161,7 +161,7 @@ def test_a_batch_moves_whole() -> None:
 )
 def test_what_cannot_be_a_segment(token_ids: list[int], parent: int, action: bool) -> None:
     tree = TokenTree([Segment((1,), ROOT)])
-    with pytest.raises(ValueError, match="segment|response"):
+    with pytest.raises(ValueError, match=r"segment|response"):
         tree.add(token_ids, parent, action=action)
 
 
