@@ -78,6 +78,7 @@ def build_parts(config: Recipe) -> Parts:
             value_coefficient=policy.value_coefficient,
             entropy_coefficient=policy.entropy_coefficient,
             whiten=policy.whiten,
+            whiten_floor=policy.whiten_floor,
             warmup_steps=policy.warmup_steps,
             weight_decay=policy.weight_decay,
             pad_token_id=renderer.pad_token_id,

@@ -160,6 +160,9 @@ class PolicyConfig:
     # Whether to give the advantages of a round mean 0 and deviation 1: the learning rate then means the same at any
     # size of reward.
     whiten: bool = True
+    # A deviation below this, in units of the reward, is taken for this. Higher moves less when all responses are about
+    # equally good, lower lets the critic's noise be scaled up then.
+    whiten_floor: float = 0.1
     # Reward of the logged actions, which join the fresh ones: `return` is what they really earned (unbiased, noisy),
     # `q` the critic's value, `mix` the mean of both, `none` leaves logged actions out.
     logged_reward: str = "none"

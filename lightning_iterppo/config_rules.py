@@ -79,6 +79,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "policy.kl_coefficient": _at_least(0),
     "policy.kl_reference_coefficient": _at_least(0),
     "policy.kl_stop": _POSITIVE,
+    "policy.whiten_floor": _POSITIVE,
     "policy.value_coefficient": _at_least(0),
     "policy.entropy_coefficient": _at_least(0),
     "policy.logged_reward": _one_of(LOGGED_REWARDS),

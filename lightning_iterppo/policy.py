@@ -45,6 +45,8 @@ class PPOPolicy(pl.LightningModule):
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of an entropy bonus; keeps a policy from closing early.
         whiten: scale a round's advantages to mean 0 and standard deviation 1.
+        whiten_floor: a standard deviation below this, in units of the reward, is taken for this: when all responses are
+            nearly equally good, what is left of the differences is the critic's noise, which must not be scaled up.
         warmup_steps: optimiser steps until the full learning rate.
         weight_decay: AdamW's.
         pad_token_id: fills rows.
@@ -68,6 +70,7 @@ class PPOPolicy(pl.LightningModule):
         value_coefficient: float = 0.5,
         entropy_coefficient: float = 0.0,
         whiten: bool = True,
+        whiten_floor: float = 0.1,
         warmup_steps: int = 4,
         weight_decay: float = 0.0,
         pad_token_id: int = 0,
@@ -91,6 +94,7 @@ class PPOPolicy(pl.LightningModule):
         self.value_coefficient = value_coefficient
         self.entropy_coefficient = entropy_coefficient
         self.whiten = whiten
+        self.whiten_floor = whiten_floor
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.pad_token_id = pad_token_id
@@ -184,7 +188,7 @@ class PPOPolicy(pl.LightningModule):
         flat = torch.cat([tensor for item in prepared for tensor in item.advantages]).double()
         totals = self._total(torch.stack([torch.ones_like(flat).sum(), flat.sum(), (flat**2).sum()]))
         mean = totals[1] / totals[0]
-        scale = (totals[2] / totals[0] - mean**2).clamp(min=0).sqrt() + 1e-8
+        scale = (totals[2] / totals[0] - mean**2).clamp(min=0).sqrt().clamp(min=self.whiten_floor)
         for item in prepared:
             item.advantages = [((tensor - mean) / scale).to(tensor.dtype) for tensor in item.advantages]
 

@@ -207,6 +207,15 @@ def test_advantages_are_whitened_over_the_round(make_language_model: Make) -> No
     torch.testing.assert_close(white, expected, atol=1e-5, rtol=0)
 
 
+def test_differences_that_are_noise_are_not_scaled_up(make_language_model: Make) -> None:
+    model = tiny(make_language_model)
+    items = scored_trees()
+    for item in items:
+        item.rewards, item.baselines = [1.0 + 1e-4 * i for i in range(len(item.rewards))], [1.0] * len(item.rewards)
+    white = torch.cat(flat(bare(model, whiten=True).prepare(items, rows=1, at_anchor=True), "advantages", items))
+    assert white.abs().max() < 1e-2
+
+
 def test_the_value_head_takes_part_in_the_advantages(make_language_model: Make) -> None:
     policy, items = bare(tiny(make_language_model), gae_lambda=0.0), scored_trees()
     torch.nn.init.normal_(policy.value_head.linear.weight)
