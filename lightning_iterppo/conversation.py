@@ -8,7 +8,7 @@ The action of the method is the suggestion a_t, not the sent message.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 Role = Literal["customer", "agent"]
@@ -115,6 +115,14 @@ class Conversation:
             total = turn.reward + gamma * total
             backwards.append(total)
         return backwards[::-1]
+
+    def as_sent(self) -> Conversation:
+        """The same conversation with every message that is not an accepted suggestion as the agent's own action."""
+        own = [
+            t if t.disposition == "accepted" else replace(t, suggestion=None, disposition="unassisted")
+            for t in self.turns
+        ]
+        return replace(self, turns=tuple(own))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary that `from_json` reads back to an equal conversation."""

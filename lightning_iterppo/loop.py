@@ -232,9 +232,9 @@ class IterativePPOLoop:
             self.summary.logs = outcome_rate(self.logs)
             if self.run_dir is not None and self.is_main:
                 write_conversations(self.run_dir.conversations("logs"), self.logs)
-            data = TurnDataModule(
-                self.logs, renderer=self.renderer, batch_size=settings.warm_start_batch, seed=self.seed
-            )
+            # What people sent is to be imitated, not the suggestion that they put aside.
+            sent = [conversation.as_sent() for conversation in self.logs]
+            data = TurnDataModule(sent, renderer=self.renderer, batch_size=settings.warm_start_batch, seed=self.seed)
             self._fit(self.warm_start, data, settings.warm_start_epochs)
         if self.policy.kl_reference_coefficient > 0 or self.language_model.lora:
             self.language_model.copy(POLICY, REFERENCE)

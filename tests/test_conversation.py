@@ -47,6 +47,14 @@ def test_what_both_sides_saw() -> None:
     ]
 
 
+def test_as_sent_the_agents_own_messages_are_the_actions() -> None:
+    made, sent = a_conversation(), a_conversation().as_sent()
+    assert sent.messages == made.messages
+    assert sent.returns() == made.returns()
+    assert sent.turns[0] == Turn("hello", "what for ?")  # the suggestion was rejected
+    assert sent.turns[1:] == made.turns[1:]
+
+
 def chat(*messages: tuple[str, str], **more: Any) -> Conversation:
     return Conversation.from_json(
         {"id": 7, "messages": [{"role": role, "content": content} for role, content in messages], **more}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.conversation import Conversation, Suggestion, Turn
 from lightning_iterppo.customers import CustomerReply, Message
 from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.evaluation.rates import outcome_rate
@@ -324,6 +324,26 @@ def test_without_logs_there_is_no_warm_start(make_loop: Make) -> None:
     make_loop(settings={"iterations": 1, "evaluation_conversations": 0}, callbacks=[watcher]).run()
     assert "WarmStart" not in watcher.batches
     assert watcher.phases == ["collect", "evaluate", "improve"]
+
+
+def test_what_people_sent_is_imitated_and_not_what_they_rejected(make_loop: Make) -> None:
+    rejected = [replace(talk, turns=(_rejected(talk.turns[0]),)) for talk in logs()]
+    trees: list[list[int]] = []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            for item in trainer.datamodule.train_trees:  # type: ignore[attr-defined]
+                trees.extend(list(item.tree.segments[action].token_ids) for action in item.tree.actions)
+            raise RuntimeError("seen")
+
+    loop = make_loop(callbacks=[Looks()], logs=rejected)
+    with pytest.raises(RuntimeError, match="seen"):
+        loop.run()
+    assert {loop.renderer.decode(ids) for ids in trees} == {"red", "no"}
+
+
+def _rejected(turn: Turn) -> Turn:
+    return replace(turn, suggestion=Suggestion("blue"), disposition="rejected")
 
 
 def test_the_critic_starts_from_the_warm_started_policy(make_loop: Make) -> None:

@@ -27,7 +27,7 @@ def iterppo(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         environment.pop(name, None)
     command = [str(Path(sys.executable).with_name("iterppo")), *words]
-    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def comparable(run: Path) -> dict[str, Any]:
