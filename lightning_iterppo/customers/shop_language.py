@@ -187,11 +187,17 @@ def understand(text: str, names: Iterable[str]) -> AgentActs:
     weak = frozenset(family for family in FAMILIES if _says(_WEAK_RE[family], told))
     return AgentActs(
         asks_need=asked or _TELL.search(plain) is not None,
-        asks_contact=_CONTACT.search(plain) is not None,
+        asks_contact=_CONTACT.search(_PROMISED.sub(" ", plain)) is not None,
         greets=_GREETING.search(plain) is not None,
         products=products,
         answers=strong or weak,
     )
+
+
+# "You get your phone number" asks for nothing: a policy in training found that it was taken for asking.
+_PROMISED: Final = re.compile(
+    r"\byou(?:'ll| will|'d| would)? (?:\w+ )?(?:get|have|receive|return) (?:back )?(?:your|a|the) [\w ]+"
+)
 
 
 def _says(pattern: re.Pattern[str], plain: str) -> bool:

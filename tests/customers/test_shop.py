@@ -364,3 +364,11 @@ def test_bad_use_is_refused() -> None:
         ScriptedSalesperson(1.5, 0)
     with pytest.raises(ValueError, match="skill"):
         scripted_logs(1, 0, skill=(0.9, 0.1))
+
+
+@pytest.mark.parametrize(
+    "text", ["You get your phone number.", "You get your phone number and dial.", "You'll get your email."]
+)
+def test_a_promise_of_a_contact_asks_for_none(text: str) -> None:
+    assert not understand(text, []).asks_contact
+    assert understand("You get it for less. Could I have your phone number?", []).asks_contact
