@@ -120,7 +120,7 @@ def test_the_table(tmp_path: Path, make: Make, readme: Path) -> None:
     ]
     assert (
         "`iterppo train shop seed=1 policy.clip=0.1 callbacks.progress=null`, `iterppo train shop seed=2`: 2023-11-14, "
-        "A Processor, 2 cores (2 threads used), no accelerator, Linux, Python 3.11.7, torch 2.13.0." in text
+        "A Processor, 2 cores, 2 threads, no accelerator, Linux, Python 3.11.7, torch 2.13.0." in text
     )
 
 

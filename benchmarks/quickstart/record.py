@@ -172,11 +172,15 @@ def _figure(value: float | None) -> str:
     return NONE if value is None else f"{value:.3f}"
 
 
+def _count(number: int | None, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _machine(machine: dict[str, Any]) -> str:
     accelerator = machine.get("accelerator") or "no accelerator"
-    cores, threads = machine.get("cores"), machine.get("threads")
+    cores, threads = _count(machine.get("cores"), "core"), _count(machine.get("threads"), "thread")
     return (
-        f"{machine.get('processor')}, {cores} cores ({threads} threads used), {accelerator}, {machine.get('system')}, "
+        f"{machine.get('processor')}, {cores}, {threads}, {accelerator}, {machine.get('system')}, "
         f"Python {machine.get('python')}, torch {machine.get('torch')}"
     )
 

@@ -203,6 +203,9 @@ class LanguageModel(nn.Module):
             self._stored[self.active] = [p.data for p in live]
             for parameter, tensor in zip(live, self._stored.pop(name), strict=True):
                 parameter.data = tensor
+        if not self.lora and self.head_weight is not self.causal_lm.get_input_embeddings().weight:
+            # The critic makes no logits: under DDP the others would wait for a gradient that never comes.
+            self.causal_lm.get_output_embeddings().requires_grad_(name != CRITIC)
         self.active = name
 
     @contextmanager

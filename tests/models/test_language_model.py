@@ -169,6 +169,11 @@ def test_only_the_active_adapter_trains(make_language_model: Make) -> None:
 def test_full_fine_tuning_trains_every_weight(make_language_model: Make) -> None:
     model = make_language_model("full")
     assert len(model.trainable_parameters()) == len(list(model.parameters()))
+    with model.using("critic"):  # but the critic makes no logits, and DDP bears no parameter without a gradient
+        batch = collate_trees([a_tree()], pad_token_id=0)
+        gradients = torch.autograd.grad(model.hidden(batch).square().sum(), model.trainable_parameters())
+        assert len(gradients) == len(list(model.parameters())) - 1
+    assert len(model.trainable_parameters()) == len(list(model.parameters()))
 
 
 def test_a_name_that_is_no_variant(make_language_model: Make) -> None:
