@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
-from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.conversation import Conversation, Message, Turn
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree, collate_samples
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.improvement import RoundDataModule, score_each
@@ -255,15 +255,19 @@ class Watcher(Callback):
         self.anchor = {key: value.clone() for key, value in pl_module.model.variant_tensors("anchor").items()}
 
 
-def improve(policy: PPOPolicy, rounds: int, **more: Any) -> tuple[Trainer, Watcher]:
-    """Rewards every response that has the word "yes"."""
+def says_yes(history: list[Message], response: str) -> float:
+    return float("yes" in response.split())
+
+
+def improve(policy: PPOPolicy, rounds: int, reward: Any = says_yes, **more: Any) -> tuple[Trainer, Watcher]:
+    """A few rounds of responses of three words at most, sampled for one of two questions."""
     model = policy.model
     renderer = ChatRenderer(model.tokenizer)
     conversations = [Conversation(str(n), (Turn(f"{COLOURS[n % 2]} ?", "no"),), outcome=0.0) for n in range(8)]
     data = RoundDataModule(
         policy,
         conversations,
-        score_each(lambda history, response: float("yes" in response.split())),
+        score_each(reward),
         engine=lambda seed: LocalEngine(model, stop_token_id=renderer.stop_token_id, seed=seed),
         renderer=renderer,
         **{"max_new_tokens": 3, "samples_per_state": 4, **more},
@@ -323,7 +327,7 @@ def test_the_anchor_is_the_policy_at_the_start_of_the_fit(make_language_model: M
     for seed in (1, 2):  # a second improvement starts from where the first one ended, moved some more
         stir(model, "policy", seed=seed)
         start = {key: value.clone() for key, value in model.variant_tensors("policy").items()}
-        _, watcher = improve(policy, rounds=3, ppo_epochs=1)
+        _, watcher = improve(policy, rounds=3, ppo_epochs=1, reward=lambda history, response: len(response))
         assert all(torch.equal(watcher.anchor[key], value) for key, value in start.items())
         assert any(not torch.equal(model.variant_tensors("policy")[key], value) for key, value in start.items())
         kl = policy.figures["kl_old"]

@@ -68,9 +68,9 @@ def test_killed_in_the_middle_of_a_phase_and_resumed(undisturbed: Path, tmp_path
     assert comparable(run) == comparable(undisturbed)
 
 
-@pytest.mark.slow
-def test_two_processes_collect_each_conversation_once(tmp_path: Path) -> None:
-    done = iterppo(tmp_path, "train", "probe", "-o", "run", "trainer=ddp-cpu", *SMALL)
+@pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+def test_two_processes_collect_each_conversation_once(tmp_path: Path, kind: str) -> None:
+    done = iterppo(tmp_path, "train", "probe", "-o", "run", "trainer=ddp-cpu", f"model/adaptation={kind}", *SMALL)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], len(summary["iterations"])) == ("finished", 2)
@@ -84,6 +84,5 @@ def test_two_processes_collect_each_conversation_once(tmp_path: Path) -> None:
     for record in summary["iterations"]:
         assert record["collected"]["conversations"] == 40
         assert record["critic"]["turns"] == 2 * 8  # the held-out fifth, counted over both processes
-    assert (tmp_path / "run" / "checkpoints" / "iteration-001" / "policy" / "model.safetensors").is_file() or (
-        tmp_path / "run" / "checkpoints" / "iteration-001" / "policy" / "adapter_model.safetensors"
-    ).is_file()
+    weights = "model.safetensors" if kind == "full" else "adapter_model.safetensors"
+    assert (tmp_path / "run" / "checkpoints" / "iteration-001" / "policy" / weights).is_file()

@@ -23,7 +23,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     scale = 1 + _Z95**2 / trials
     centre = (share + _Z95**2 / (2 * trials)) / scale
     half = _Z95 * math.sqrt(share * (1 - share) / trials + _Z95**2 / (4 * trials**2)) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The ends that are exactly 0 and 1 in theory: rounding must not put the share itself outside.
+    low = 0.0 if successes == 0 else centre - half
+    return low, 1.0 if successes == trials else centre + half
 
 
 def outcome_rate(conversations: Sequence[Conversation]) -> Rate:

@@ -26,6 +26,13 @@ def test_wilsons_interval(successes: int, trials: int, low: float, high: float) 
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
 
 
+def test_the_share_is_inside_its_interval() -> None:
+    for trials in range(1, 200):
+        for successes in {0, 1, trials - 1, trials}:
+            low, high = wilson_interval(successes, trials)
+            assert 0 <= low <= successes / trials <= high <= 1
+
+
 def test_unknown_outcomes_are_not_counted() -> None:
     rate = outcome_rate([ended(1.0), ended(None), ended(0.0), ended(3.0), ended(-1.0)])
     assert (rate.outcome_rate, rate.conversations, rate.return_mean) == (0.5, 4, 0.75)
