@@ -110,6 +110,7 @@ class CriticConfig:
     # Conversations in one optimiser step. Higher is steadier and needs more memory; lower takes more steps.
     batch_conversations: int = 8
     # Share of conversations held out whole for calibration and early stopping. Higher measures better, trains on less.
+    # With `epochs` 0 every conversation is held out once (0.2 makes five folds), and all are trained on in the end.
     validation_fraction: float = 0.2
     # Epochs without improvement on those before the fit stops. Higher costs time, lower may stop by chance.
     patience: int = 2
@@ -119,7 +120,7 @@ class CriticConfig:
     # then tunes the trunk from there.
     solve_head: bool = True
     # Precision of the prior on that head's weights. Higher keeps Q closer to the mean, lower fits noise.
-    head_prior: float = 3.0
+    head_prior: float = 10.0
     # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy
     # made (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
     history: int = 0

@@ -13,11 +13,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import ExplainedVariance, MeanSquaredError
-from torchmetrics.classification import BinaryAUROC, BinaryCalibrationError
+from torchmetrics import CatMetric
 
+from lightning_iterppo.critic_head import ActionFeatures, solve_head
 from lightning_iterppo.data.turns import TurnBatch
-from lightning_iterppo.functional.logistic import fit_logistic
+from lightning_iterppo.functional.calibration import calibration_figures
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
@@ -60,13 +60,9 @@ class QCritic(pl.LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.pad_token_id = pad_token_id
-        self.auroc = BinaryAUROC()
-        self.brier = MeanSquaredError()
-        self.ece = BinaryCalibrationError(n_bins=10)
-        self.explained_variance = ExplainedVariance()
+        self.held_out_logits = CatMetric()
+        self.held_out_returns = CatMetric()
         self.figures: dict[str, float | None] = {}
-        self._validation_returns: list[Tensor] = []
-        self._validation_losses: list[Tensor] = []
         self._best: tuple[float, dict[str, float | None], dict[str, Tensor], dict[str, Tensor]] | None = None
 
     # -- the value -----------------------------------------------------------------------------------------------
@@ -107,45 +103,40 @@ class QCritic(pl.LightningModule):
     # -- the head alone -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def features(self, batches: Iterable[TurnBatch]) -> tuple[Tensor, Tensor]:
-        """What the head sees of every action, (n, hidden), and the actions' returns, (n,); on the host."""
+    def features(self, batches: Iterable[TurnBatch]) -> ActionFeatures:
+        """What the head sees of every action of some batches.
+
+        Raises:
+            ValueError: there is no batch.
+        """
         training = self.training
         self.eval()
-        found: list[Tensor] = []
-        returns: list[Tensor] = []
+        parts: list[ActionFeatures] = []
         with self.model.using(CRITIC):
             for batch in batches:
                 tree = batch.tree.to(self.model.device)
                 hidden = self.model.hidden(tree)[tree.action_rows, tree.last_positions]
-                found.append(self.head.norm(hidden.float()).cpu())
-                returns.append(batch.returns.cpu())
+                values = self.head.norm(hidden.float()).cpu()
+                parts.append(ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu()))
         self.train(training)
-        return torch.cat(found), torch.cat(returns)
+        return ActionFeatures.join(parts)
 
     @torch.no_grad()
-    def fit_head(
-        self, features: Tensor, returns: Tensor, newest_features: Tensor, newest_returns: Tensor, *, prior: float
-    ) -> None:
-        """Solves for the head on fixed features, then scales it to how often the newest conversations go well.
+    def fit_head(self, newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float) -> None:
+        """Takes the head that `solve_head` finds.
 
         A linear head on the warm-started trunk already tells good actions from bad ones, and its optimum costs one pass
         over the conversations; gradient steps on a few hundred of them stay far from it. Tuning the trunk afterwards
         starts from here (Kumar et al. 2022, "Fine-tuning can distort pretrained features").
 
         Args:
-            features: of all conversations there are, (n, hidden).
-            returns: their returns, (n,).
-            newest_features: of those that π_k made, (m, hidden).
-            newest_returns: their returns, (m,).
+            newest: of the conversations that π_k made.
+            past: of all others.
             prior: precision of the prior on the head's weights; higher keeps Q closer to the mean.
         """
-        weight, bias = fit_logistic(features, returns, prior=prior)
-        logits = newest_features.double() @ weight + bias
-        # Two numbers, slope and intercept (Platt 1999): earlier policies and other people win more often, or less.
-        slope, shift = fit_logistic(logits[:, None], newest_returns, prior=1.0)
-        scale = slope.clamp(min=0.1)  # never turned round by chance
-        self.head.linear.weight.copy_((scale * weight)[None])
-        self.head.linear.bias.copy_((scale * bias + shift)[None].squeeze(0))
+        weight, bias = solve_head(newest, past, prior=prior)
+        self.head.linear.weight.copy_(weight[None])
+        self.head.linear.bias.copy_(bias[None])
 
     # -- fitting -------------------------------------------------------------------------------------------------
 
@@ -164,44 +155,16 @@ class QCritic(pl.LightningModule):
         self.log("critic/train_loss", loss, batch_size=len(batch.returns))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """Empties the metrics."""
-        self._validation_returns, self._validation_losses = [], []
-
     def validation_step(self, batch: TurnBatch, batch_idx: int) -> None:
         """Collects predictions on held-out conversations."""
-        logits = self(batch.tree).float()
-        losses = F.binary_cross_entropy_with_logits(logits, batch.returns, reduction="none")
-        predicted, observed = torch.sigmoid(logits), batch.returns
-        self._validation_returns.append(observed)
-        self._validation_losses.append(losses)
-        self.brier.update(predicted, observed)
-        self.explained_variance.update(predicted, observed)
-        # AUROC and calibration are about events: a return between 0 and 1 (γ < 1) counts as the event it comes from.
-        event = (observed > 0).long()
-        self.auroc.update(predicted, event)
-        self.ece.update(predicted, event)
+        self.held_out_logits.update(self(batch.tree).float())
+        self.held_out_returns.update(batch.returns)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the held-out figures and remembers the weights when they are the best so far."""
-        returns, losses = torch.cat(self._validation_returns), torch.cat(self._validation_losses)
-        sums = [losses.sum(), returns.sum(), (returns**2).sum(), torch.ones_like(returns).sum(), (returns > 0).sum()]
-        totals = self.trainer.strategy.reduce(torch.stack(sums), reduce_op="sum")
-        count, events = float(totals[3]), float(totals[4])
-        loss, base = float(totals[0]) / count, float(totals[1]) / count
-        variance = max(0.0, float(totals[2]) / count - base**2)
-        # Unknown, not zero: where all ended alike there is nothing to rank, where all returns are equal, to explain.
-        unknown = {"auroc": events in (0.0, count), "explained_variance": variance < 1e-6}
-        metrics = {"auroc": self.auroc, "brier": self.brier, "ece": self.ece}
-        metrics["explained_variance"] = self.explained_variance
-        figures: dict[str, float | None] = {}
-        for name, metric in metrics.items():
-            value = float(metric.compute())
-            metric.reset()
-            figures[name] = None if unknown.get(name) else value
-        figures["brier_constant"] = variance
-        figures["loss"] = loss
-        figures["turns"] = count
+        """Logs the held-out figures, of all processes, and remembers the weights when they are the best so far."""
+        figures = calibration_figures(self.held_out_logits.compute(), self.held_out_returns.compute())
+        self.held_out_logits.reset()
+        self.held_out_returns.reset()
         for name, figure in figures.items():
             if figure is not None:
                 self.log(f"critic/{name}", figure)
@@ -210,6 +173,8 @@ class QCritic(pl.LightningModule):
         if self.trainer.state.fn == "validate":
             self.figures = figures
             return
+        loss = figures["loss"]
+        assert loss is not None, "a mean of at least one turn"
         if self._best is None or loss < self._best[0]:
             weights = {key: tensor.clone() for key, tensor in self.model.variant_tensors(CRITIC).items()}
             head = {key: tensor.clone() for key, tensor in self.head.state_dict().items()}

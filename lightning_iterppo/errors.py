@@ -8,6 +8,7 @@ __all__ = [
     "ConfigError",
     "CustomerError",
     "IterPPOError",
+    "LogDataError",
     "LogFormatError",
     "ModelNotFoundError",
     "RunDirectoryError",
@@ -23,6 +24,7 @@ class IterPPOError(Exception):
         ├── ConfigError          a recipe: an unknown name or key, a value of the wrong type or outside its range
         ├── ModelNotFoundError   a language model that is neither installed, nor in a cache, nor at a path
         ├── LogFormatError       a line of a file of logs that is not a conversation
+        ├── LogDataError         conversations that say too little to learn from: no outcome is known, nobody answered
         ├── RunDirectoryError    a directory that is not a run, or already holds one
         └── CustomerError        a customer that cannot be imported, made, or breaks its protocol
 
@@ -56,6 +58,10 @@ class LogFormatError(IterPPOError):
     def __reduce__(self) -> tuple[type[LogFormatError], tuple[Path, int, str]]:
         # The default pickles only the message, and a data loader's worker hands its exception over pickled.
         return type(self), (self.path, self.line, self.reason)
+
+
+class LogDataError(IterPPOError):
+    """Conversations can be read and yet not be learnt from. The text says what they lack."""
 
 
 class RunDirectoryError(IterPPOError):

@@ -163,7 +163,7 @@ class RoundDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[PreparedTree]:
         """Samples, scores and prepares a round, and gives its batches."""
-        prepared = self._make_round()
+        prepared = self._make(self._chosen(self.round), logged=self.logged_reward != "none")
         batches = LengthBatches(
             [len(item.tree) for item in prepared],
             self.batch_size,
@@ -181,33 +181,40 @@ class RoundDataModule(pl.LightningDataModule):
         if self.on_stage is not None:
             self.on_stage(stage, total)
 
-    def _chosen(self) -> list[Conversation]:
-        """This process's share of this round's conversations; the next ones of one shuffled order, over and over."""
+    def measure(self) -> None:
+        """Measures the policy as it is now, after the last round: ``policy.figures`` then are of its end.
+
+        Samples afresh in the states of the first round, so that ``reward_gain`` compares like with like.
+        """
+        self._make(self._chosen(0), logged=False, at_anchor=False)
+
+    def _chosen(self, number: int) -> list[Conversation]:
+        """This process's share of a round's conversations; the next ones of one shuffled order, over and over."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # The same number for every process: one that took fewer steps would leave the others waiting.
         each = max(1, min(self.conversations_per_round, len(self.conversations)) // world)
-        first = self.round * each * world + rank * each
+        first = number * each * world + rank * each
         return [self.conversations[self._order[(first + i) % len(self._order)]] for i in range(each)]
 
-    def _make_round(self) -> list[PreparedTree]:
-        # In the precision that training will use: else the ratio would begin beside 1.
+    def _make(
+        self, conversations: Sequence[Conversation], *, logged: bool, at_anchor: bool | None = None
+    ) -> list[PreparedTree]:
+        # In the precision that training uses: else the ratio would begin beside 1.
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
-            return self._make()
-
-    def _make(self) -> list[PreparedTree]:
-        states = self._sampled(self._chosen())
-        self._tell("score", len(states))
-        values = self.score(states)
-        self._tell("prepare", len(states))
-        scored = [self._rewarded(state, value) for state, value in zip(states, values, strict=True)]
-        prepared = self.policy.prepare(scored, rows=self.rows, at_anchor=self.round == 0)
+            states = self._sampled(conversations, logged=logged)
+            self._tell("score", len(states))
+            values = self.score(states)
+            self._tell("prepare", len(states))
+            scored = [self._rewarded(state, value) for state, value in zip(states, values, strict=True)]
+            at_anchor = self.round == 0 if at_anchor is None else at_anchor
+            prepared = self.policy.prepare(scored, rows=self.rows, at_anchor=at_anchor)
         reward = self.policy.figures.get("reward_mean")
         if reward is not None:
             self.first_reward = reward if self.first_reward is None else self.first_reward
             self.policy.figures["reward_gain"] = reward - self.first_reward
         return prepared
 
-    def _sampled(self, conversations: Sequence[Conversation]) -> list[RoundState]:
+    def _sampled(self, conversations: Sequence[Conversation], *, logged: bool) -> list[RoundState]:
         """Fresh responses in every state, and the logged ones if they count."""
         rendered = [self.renderer.render(conversation) for conversation in conversations]
         prompts = [r.tree.path(state) for r in rendered for state in r.states for _ in range(self.samples_per_state)]
@@ -223,8 +230,8 @@ class RoundDataModule(pl.LightningDataModule):
             # Only what a policy suggested is a sample of its action: what people wrote themselves gives states alone.
             counted = [
                 turn
-                for turn, logged in enumerate(conversation.turns)
-                if self.logged_reward != "none" and not censored and logged.suggestion is not None
+                for turn, made in enumerate(conversation.turns)
+                if logged and not censored and made.suggestion is not None
             ]
             tree, turns, fresh = item.tree.copy(), list(counted), [False] * len(counted)
             kept = {item.actions[turn] for turn in counted}

@@ -22,9 +22,11 @@ from lightning.pytorch.loggers import Logger
 from lightning_iterppo.collection import collect
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
+from lightning_iterppo.critic_head import ActionFeatures, cross_validate_head
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.data.logs import read_conversations, write_conversations
 from lightning_iterppo.data.turns import TurnBatch, TurnDataModule, split_conversations
+from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.local import LocalEngine
@@ -42,7 +44,12 @@ from lightning_iterppo.trainer import TrainerFactory, barrier, gather_lists, ran
 from lightning_iterppo.warm_start import WarmStart
 
 # Where customers' seeds come from: training and evaluation never share one.
-_TRAINING_SEEDS, _EVALUATION_SEEDS, _HELD_OUT_SEEDS = 0, 4_000_000_000, 8_000_000_000
+_TRAINING_SEEDS, _EVALUATION_SEEDS, _HELD_OUT_SEEDS = 0, 2**31, 3 * 2**30
+
+
+def _first_seed(kind: int, seed: int) -> int:
+    """The first customer's seed of a run. All stay below 2³², which is as much as most random generators take."""
+    return seed % 200 * 10_000_000 if kind == _TRAINING_SEEDS else kind + seed % 1000 * 1_000_000
 
 
 class IterativePPOLoop:
@@ -244,7 +251,7 @@ class IterativePPOLoop:
     def _collect(self, iteration: int) -> None:
         count = self.settings.conversations
         self._begin("collect", count, "conversations")
-        first = _TRAINING_SEEDS + self.seed * 10_000_000 + iteration * 100_000
+        first = _first_seed(_TRAINING_SEEDS, self.seed) + iteration * count
         name = f"iteration-{iteration:03d}"
         self.conversations = self._talk(self.customer, range(first, first + count), name, name)
         self._current = IterationRecord(iteration, outcome_rate(self.conversations))
@@ -302,36 +309,51 @@ class IterativePPOLoop:
         """Fits Q on the iteration's conversations and some earlier ones; only the newest are held out."""
         settings = self.settings
         self._begin("evaluate")
-        train, held = split_conversations(self.conversations, settings.validation_fraction, self.seed)
-        for conversations in self.earlier[len(self.earlier) - min(settings.history, len(self.earlier)) :]:
-            train = [*train, *conversations]
         logs = self.logs if settings.critic_logs else []
-        if settings.critic_solve_head:
-            self._solve_head([*logs, *(c for part in self.earlier for c in part)], train)
-        if settings.critic_epochs and logs and not self.summary.iterations:
-            # The logs are of other people, whose outcomes come more or less often: they teach what matters, and the
-            # newest conversations, which come last, how often it happens under π_k.
-            self._fit_critic(logs, [], settings.critic_epochs)
-        self._fit_critic(train, held, settings.critic_epochs)
+        past = [*logs, *(c for part in self.earlier for c in part)]
+        if settings.critic_epochs == 0:
+            self._solve_head(past, self.conversations, measure=True)
+        else:
+            train, held = split_conversations(self.conversations, settings.validation_fraction, self.seed)
+            if settings.critic_solve_head:
+                self._solve_head(past, train)
+            if logs and not self.summary.iterations:
+                # The logs are of other people, whose outcomes come more or less often: they teach what matters, and the
+                # newest conversations, which come last, how often it happens under π_k.
+                self._fit_critic(logs, [])
+            for conversations in self.earlier[len(self.earlier) - min(settings.history, len(self.earlier)) :]:
+                train = [*train, *conversations]
+            self._fit_critic(train, held)
         record = self._record
         for name in CRITIC_FIGURES:
             record.critic[name] = self.critic.figures.get(name)
         record.tokens["trained"] = (record.tokens["trained"] or 0) + self.progress.tokens
         self.metrics.update({f"critic/{k}": v for k, v in record.critic.items() if v is not None})
 
-    def _solve_head(self, past: Sequence[Conversation], newest: Sequence[Conversation]) -> None:
-        """The optimal linear head on the critic's trunk as it is, from every conversation but the held-out ones."""
-        parts = []
+    def _solve_head(
+        self, past: Sequence[Conversation], newest: Sequence[Conversation], *, measure: bool = False
+    ) -> None:
+        """The optimal linear head on the critic's trunk as it is; with ``measure`` cross-validated too."""
+        settings = self.settings
         self.progress.step(len(past) + len(newest), "conversations read")
+        found: list[ActionFeatures | None] = []
         for conversations in (past, newest):
-            own = list(conversations)[rank() :: world_size()]
-            data = TurnDataModule(own, renderer=self.renderer, gamma=self.settings.gamma) if own else None
-            parts.append(self.critic.features(self._counted(data.train_dataloader())) if data else None)
-        gathered = gather_lists([tuple(parts)])
-        old, new = ([part[i] for part in gathered if part[i] is not None] for i in (0, 1))
-        features, returns = (torch.cat([item[i] for item in (*old, *new)]) for i in (0, 1))
-        newest_features, newest_returns = (torch.cat([item[i] for item in new]) for i in (0, 1))
-        self.critic.fit_head(features, returns, newest_features, newest_returns, prior=self.settings.critic_head_prior)
+            own = [c for c in conversations if c.outcome is not None][rank() :: world_size()]
+            data = TurnDataModule(own, renderer=self.renderer, gamma=settings.gamma) if own else None
+            gathered = gather_lists([self.critic.features(self._counted(data.train_dataloader()))] if data else [])
+            found.append(ActionFeatures.join(gathered) if gathered else None)
+        old, new = found
+        if new is None:
+            raise LogDataError(
+                "none of the newest conversations has a known outcome, so the critic has nothing to learn from: "
+                "give each conversation an `outcome`"
+            )
+        self.critic.fit_head(new, old, prior=settings.critic_head_prior)
+        if measure:
+            folds = max(2, round(1 / settings.validation_fraction))
+            self.critic.figures = cross_validate_head(
+                new, old, prior=settings.critic_head_prior, folds=folds, seed=self.seed
+            )
 
     def _counted(self, batches: Iterable[TurnBatch]) -> Iterator[TurnBatch]:
         for batch in batches:
@@ -340,9 +362,16 @@ class IterativePPOLoop:
             self.progress.tokens += int(batch.tree.position_ids.numel())
             self._moved()
 
-    def _fit_critic(self, train: Sequence[Conversation], held: Sequence[Conversation], epochs: int) -> None:
+    def _fit_critic(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> None:
+        """Tunes the critic's trunk and head; measures them on the conversations held out, if there are any."""
         settings = self.settings
-        data = TurnDataModule(
+        data = self._critic_data(train, held)
+        stop = EarlyStopping("critic/loss", patience=settings.critic_patience, check_on_train_epoch_end=False)
+        self._fit(self.critic, data, settings.critic_epochs, callbacks=[stop] if held else [])
+
+    def _critic_data(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> TurnDataModule:
+        settings = self.settings
+        return TurnDataModule(
             train,
             held,
             renderer=self.renderer,
@@ -350,16 +379,6 @@ class IterativePPOLoop:
             batch_size=settings.critic_batch,
             seed=self.seed,
         )
-        if epochs == 0:
-            self.critic.figures = {}
-            if held:
-                counter = FitProgress(self.progress, self.steps, self._moved)
-                trainer = self.trainers.make(max_epochs=1, callbacks=[counter], logger=self.loggers)
-                trainer.validate(self.critic, datamodule=data, verbose=False)
-                self._place()
-            return
-        stop = EarlyStopping("critic/loss", patience=settings.critic_patience, check_on_train_epoch_end=False)
-        self._fit(self.critic, data, epochs, callbacks=[stop] if held else [])
 
     def _improve(self, iteration: int) -> None:
         settings = self.settings
@@ -386,6 +405,7 @@ class IterativePPOLoop:
             on_stage=self._staged,
         )
         self._fit(self.policy, rounds, settings.rounds, rounds=True)
+        rounds.measure()
         if not self.language_model.lora:
             self.language_model.discard(ANCHOR)
         record = self._record
@@ -440,7 +460,7 @@ class IterativePPOLoop:
         if count == 0:
             return None
         self._begin(when, count, "conversations")
-        first = seeds + self.seed * 1_000_000
+        first = _first_seed(seeds, self.seed)
         kind = "" if seeds == _EVALUATION_SEEDS else "-held-out"
         found = self._talk(customer, range(first, first + count), when, f"{when}{kind}")
         if not kind:
@@ -455,7 +475,7 @@ class IterativePPOLoop:
         """Conversations under the policy as it is, with customers of the training seeds or of the evaluation ones."""
         self._place()
         self._begin("collect", conversations, "conversations")
-        first = self.seed * 10_000_000 if training else _EVALUATION_SEEDS + self.seed * 1_000_000
+        first = _first_seed(_TRAINING_SEEDS if training else _EVALUATION_SEEDS, self.seed)
         found = self._talk(self.customer, range(first, first + conversations), name, name)
         self.progress.begin("done")
         return found
@@ -465,12 +485,20 @@ class IterativePPOLoop:
     ) -> dict[str, float | None]:
         """Fits Q on logs, some of them held out whole without validation conversations. Gives the held-out figures."""
         self._place()
-        if validation is None:
-            logs, validation = split_conversations(logs, self.settings.validation_fraction, self.seed)
+        settings = self.settings
         self._begin("evaluate")
-        if self.settings.critic_solve_head:
-            self._solve_head([], logs)
-        self._fit_critic(logs, validation, self.settings.critic_epochs)
+        if settings.critic_epochs == 0:
+            self._solve_head([], logs, measure=validation is None)
+            if validation is not None:
+                trainer = self.trainers.make(max_epochs=1, callbacks=[], logger=self.loggers)
+                trainer.validate(self.critic, datamodule=self._critic_data(logs, validation), verbose=False)
+                self._place()
+        else:
+            if validation is None:
+                logs, validation = split_conversations(logs, settings.validation_fraction, self.seed)
+            if settings.critic_solve_head:
+                self._solve_head([], logs)
+            self._fit_critic(logs, validation)
         self.progress.begin("done")
         return dict(self.critic.figures)
 

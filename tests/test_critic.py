@@ -150,9 +150,9 @@ def test_the_head_alone_is_solved_for_on_the_trunk_as_it_is(make_language_model:
     critic, _, data = made(make_language_model)
     before = {key: tensor.clone() for key, tensor in critic.model.variant_tensors("critic").items()}
     module = data([talk(n) for n in range(32)], [talk(n) for n in range(8)])
-    features, returns = critic.features(module.train_dataloader())
-    assert features.shape == (64, 16) and returns.shape == (64,)
-    critic.fit_head(features, returns, features, returns, prior=0.1)
+    features = critic.features(module.train_dataloader())
+    assert features.values.shape == (64, 16) and features.returns.shape == (64,)
+    critic.fit_head(features, prior=0.1)
     a_trainer(1).validate(critic, datamodule=module, verbose=False)
     # The last turn's action decides, and the turn before says nothing about it.
     assert critic.figures["brier"] is not None and critic.figures["brier"] < 0.16
@@ -164,10 +164,10 @@ def test_the_head_alone_is_solved_for_on_the_trunk_as_it_is(make_language_model:
 
 def test_the_head_is_scaled_to_how_often_the_newest_conversations_go_well(make_language_model: Make) -> None:
     critic, renderer, data = made(make_language_model)
-    features, returns = critic.features(data([talk(n) for n in range(32)], []).train_dataloader())
+    past = critic.features(data([talk(n) for n in range(32)], []).train_dataloader())
     rare = [talk(n, outcome=float(n == 0)) for n in range(10)]  # as good, but rarely with success
-    newest, outcomes = critic.features(data(rare, []).train_dataloader())
-    critic.fit_head(features, returns, newest, outcomes, prior=3.0)
+    newest = critic.features(data(rare, []).train_dataloader())
+    critic.fit_head(newest, past, prior=3.0)
     scores = [value for each in critic.score([renderer.render(item).tree for item in rare]) for value in each]
     assert sum(scores) / len(scores) == pytest.approx(0.1, abs=0.02)
     # The ranking is that of all conversations: red is still better than what is not red.
@@ -182,11 +182,11 @@ def test_features_are_what_the_head_sees(make_language_model: Make, stir: Callab
     torch.nn.init.normal_(critic.head.linear.weight)
     module = data([talk(n) for n in range(6)], [])
     batch = module.collate(module.train_trees)
-    features, returns = critic.features([batch])
+    features = critic.features([batch])
     assert critic.model.active == "policy"
-    assert torch.equal(returns, batch.returns)
+    assert torch.equal(features.returns, batch.returns)
     with torch.no_grad(), critic.model.using("critic"):
-        torch.testing.assert_close(critic.head.linear(features).squeeze(-1), critic(batch.tree))
+        torch.testing.assert_close(critic.head.linear(features.values).squeeze(-1), critic(batch.tree))
 
 
 def two_trees(renderer: ChatRenderer) -> list[TokenTree]:

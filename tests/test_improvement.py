@@ -248,6 +248,27 @@ def test_the_gain_is_against_the_first_round(make_language_model: Make) -> None:
     assert round_.policy.figures["reward_gain"] == pytest.approx(0.9 - first)
 
 
+def test_the_end_is_measured_in_the_states_of_the_first_round(make_language_model: Make) -> None:
+    round_ = Round(
+        make_language_model, [talk(str(n)) for n in range(6)], samples_per_state=2, conversations_per_round=2,
+        logged_reward="return",
+    )  # fmt: skip
+    groups: list[list[str]] = []
+
+    def score(states: Sequence[RoundState]) -> list[list[float]]:
+        groups.append([state.conversation.id for state in states])
+        return [[float(len(groups))] * len(state.turns) for state in states]
+
+    round_.data.score = score
+    for _ in range(3):
+        round_.data.train_dataloader()
+    round_.data.measure()
+    assert groups[3] == groups[0] != groups[2]
+    assert round_.policy.asked["at_anchor"] is False
+    assert round_.policy.figures["reward_gain"] == 3.0
+    assert all(all(tree.fresh) for tree in round_.policy.given)
+
+
 def test_an_improvement_of_nothing(make_language_model: Make) -> None:
     with pytest.raises(ValueError, match="needs logged conversations"):
         Round(make_language_model, [])

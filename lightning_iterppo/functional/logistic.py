@@ -39,3 +39,33 @@ def fit_logistic(features: Tensor, targets: Tensor, *, prior: float) -> tuple[Te
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach(), bias.detach()
+
+
+def fit_offset(logits: Tensor, targets: Tensor) -> Tensor:
+    """The number to add to logits so that the mean prediction is the mean target.
+
+    The targets' mean is taken with half an event and half a non-event more, so that it is never 0 or 1 by chance.
+
+    Args:
+        logits: (n,).
+        targets: (n,), in [0, 1].
+
+    Returns:
+        The offset (), float64.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    if len(targets) == 0:
+        raise ValueError("an offset needs samples to be fitted to")
+    logits = logits.detach().double()
+    wanted = (targets.detach().double().sum() + 0.5) / (len(targets) + 1)
+    low = torch.full((), -60.0, dtype=torch.float64, device=logits.device)
+    high = -low
+    for _ in range(60):  # the mean prediction grows with the offset: halve the interval to float64's end
+        middle = (low + high) / 2
+        if torch.sigmoid(logits + middle).mean() < wanted:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

@@ -1,0 +1,101 @@
+"""The critic's linear head on a trunk that stays as it is: solved for, and measured by cross-validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_iterppo.functional.calibration import calibration_figures
+from lightning_iterppo.functional.logistic import fit_logistic, fit_offset
+
+
+@dataclass(slots=True)
+class ActionFeatures:
+    """What the head sees of actions, on the host.
+
+    Args:
+        values: (n, hidden).
+        returns: of the actions, (n,).
+        conversations: which conversation each action is of, (n,): a number that means nothing but "the same".
+    """
+
+    values: Tensor
+    returns: Tensor
+    conversations: Tensor
+
+    @classmethod
+    def join(cls, parts: Sequence[ActionFeatures]) -> ActionFeatures:
+        """All parts as one; conversations of different parts are different.
+
+        Raises:
+            ValueError: there is no part.
+        """
+        if not parts:
+            raise ValueError("no conversation with a known outcome, so there is nothing to fit the critic to")
+        numbers, first = [], 0
+        for part in parts:
+            numbers.append(part.conversations + first)
+            first += int(part.conversations.max()) + 1 if len(part.conversations) else 0
+        return cls(
+            torch.cat([part.values for part in parts]), torch.cat([part.returns for part in parts]), torch.cat(numbers)
+        )
+
+    def where(self, chosen: Tensor) -> ActionFeatures:
+        """The actions where ``chosen`` (n,) is true."""
+        return ActionFeatures(self.values[chosen], self.returns[chosen], self.conversations[chosen])
+
+
+def solve_head(newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float) -> tuple[Tensor, Tensor]:
+    """The optimal linear head for all samples, shifted to how often the newest conversations go well.
+
+    People and earlier policies tell good actions from bad ones as well as π_k does, but win more often, or less: their
+    samples shape the weights, and the newest conversations alone set the bias. Fitting a slope to them too (Platt 1999)
+    makes held-out predictions worse, since the logits of samples that shaped the weights are too sure.
+
+    Args:
+        newest: of the conversations that π_k made.
+        past: of all others.
+        prior: precision of the prior on the weights; higher keeps Q closer to the mean.
+
+    Returns:
+        Weight (hidden,) and bias (), float64.
+    """
+    samples = newest if past is None else ActionFeatures.join([past, newest])
+    weight, bias = fit_logistic(samples.values, samples.returns, prior=prior)
+    if past is not None:
+        bias = bias + fit_offset(newest.values.double() @ weight + bias, newest.returns)
+    return weight, bias
+
+
+def cross_validate_head(
+    newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float, folds: int, seed: int
+) -> dict[str, float | None]:
+    """Figures of `solve_head` on the newest conversations, each predicted by a head fitted without it.
+
+    Every conversation is held out once, whole: as many measured turns as there are, where one split of a hundred
+    conversations measures little but chance.
+
+    Args:
+        newest: as for `solve_head`; what is held out in turn.
+        past: as for `solve_head`; always fitted to.
+        prior: as for `solve_head`.
+        folds: parts that the conversations are cut into; at most one a conversation.
+        seed: the cut's randomness.
+
+    Returns:
+        What `calibration_figures` gives; empty with fewer than two conversations.
+    """
+    names = newest.conversations.unique()
+    folds = min(folds, len(names))
+    if folds < 2:
+        return {}
+    order = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))]
+    logits = torch.zeros(len(newest.returns), dtype=torch.float64)
+    for fold in range(folds):
+        held = torch.isin(newest.conversations, order[fold::folds])
+        weight, bias = solve_head(newest.where(~held), past, prior=prior)
+        logits[held] = newest.values[held].double() @ weight + bias
+    return calibration_figures(logits, newest.returns)

@@ -1,0 +1,68 @@
+"""The critic's head on a trunk that stays as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_iterppo.critic_head import ActionFeatures, cross_validate_head, solve_head
+
+
+def actions(count: int, seed: int, *, base: float = 0.0, turns: int = 2, noise: bool = False) -> ActionFeatures:
+    """Conversations whose return follows the first feature, or nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count * turns, 6, generator=generator)
+    logits = torch.zeros(len(values)) if noise else 2 * values[:, 0]
+    returns = torch.bernoulli(torch.sigmoid(logits + base), generator=generator)
+    return ActionFeatures(values, returns, torch.arange(count).repeat_interleave(turns))
+
+
+def predicted(features: ActionFeatures, head: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.sigmoid(features.values.double() @ head[0] + head[1])
+
+
+def test_the_past_shapes_the_weights_and_the_newest_conversations_the_mean() -> None:
+    past, newest = actions(400, 0), actions(60, 1, base=-3.0)
+    head = solve_head(newest, past, prior=1.0)
+    assert float(head[0][0]) == pytest.approx(2.0, abs=0.5)
+    assert float(predicted(newest, head).mean()) == pytest.approx(float(newest.returns.mean()), abs=0.01)
+
+
+def test_a_head_of_the_newest_alone_has_their_mean() -> None:
+    newest = actions(60, 1, base=-1.0)
+    head = solve_head(newest, prior=1.0)
+    assert float(predicted(newest, head).mean()) == pytest.approx(float(newest.returns.mean()), abs=1e-3)
+
+
+def test_every_conversation_is_held_out_once_and_the_figures_are_of_all_turns() -> None:
+    figures = cross_validate_head(actions(40, 2, turns=3), actions(100, 3), prior=1.0, folds=5, seed=0)
+    assert figures["turns"] == 120
+    brier, constant, auroc = figures["brier"], figures["brier_constant"], figures["auroc"]
+    assert brier is not None and constant is not None and auroc is not None
+    assert brier < 0.85 * constant and auroc > 0.75
+
+
+def test_a_head_that_learns_by_heart_is_found_out() -> None:
+    """Returns that follow nothing, repeated in a conversation's turns: only whole held-out conversations show it."""
+    count, turns = 40, 4
+    generator = torch.Generator().manual_seed(5)
+    same = torch.randn(count, 64, generator=generator).repeat_interleave(turns, dim=0)
+    returns = torch.bernoulli(torch.full((count,), 0.5), generator=generator).repeat_interleave(turns)
+    features = ActionFeatures(same, returns, torch.arange(count).repeat_interleave(turns))
+    head = solve_head(features, prior=0.01)
+    assert float(((predicted(features, head) - returns) ** 2).mean()) < 0.01
+    figures = cross_validate_head(features, prior=0.01, folds=5, seed=0)
+    assert figures["brier"] is not None and figures["brier"] > 0.25
+
+
+def test_one_conversation_cannot_be_held_out() -> None:
+    assert cross_validate_head(actions(1, 0), prior=1.0, folds=5, seed=0) == {}
+    assert cross_validate_head(actions(2, 0), prior=1.0, folds=5, seed=0)["turns"] == 4
+
+
+def test_joined_parts_keep_their_conversations_apart() -> None:
+    joined = ActionFeatures.join([actions(3, 0), actions(2, 1)])
+    assert joined.conversations.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    with pytest.raises(ValueError, match="nothing to fit the critic to"):
+        ActionFeatures.join([])
