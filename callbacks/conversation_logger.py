@@ -34,6 +34,8 @@ class ConversationLogger(OuterCallback):
         console: whether to print them too, on standard error.
     """
 
+    needs_run_directory = True
+
     def __init__(self, conversations: int = 3, console: bool = False) -> None:
         self.conversations = whole_number("ConversationLogger", "conversations", conversations, 1)
         if not isinstance(console, bool):

@@ -32,6 +32,8 @@ class IterationCheckpoint(OuterCallback):
         keep_best: whether to keep the best iteration also when it is older than the last ``keep_last``.
     """
 
+    needs_run_directory = True
+
     def __init__(self, keep_last: int = 2, keep_best: bool = True) -> None:
         self.keep_last = whole_number("IterationCheckpoint", "keep_last", keep_last, 1)
         if not isinstance(keep_best, bool):

@@ -6,7 +6,7 @@ works just as well. Derive from `OuterCallback` to have the signatures checked a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from lightning.pytorch import Callback
 
@@ -20,7 +20,12 @@ class OuterCallback(Callback):
     The hooks come in the order in which they are written. Under several processes every rank calls them;
     ``loop.is_main`` says which one may write and print. Lightning's own hooks work too: the callbacks are given to the
     Trainer of every phase.
+
+    Attributes:
+        needs_run_directory: whether it makes no sense without one; commands that keep no run leave it out then.
     """
+
+    needs_run_directory: ClassVar[bool] = False
 
     def on_run_start(self, loop: IterativePPOLoop) -> None:
         """The run begins, or goes on after ``--resume``; states are restored by now."""

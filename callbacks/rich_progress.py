@@ -216,7 +216,7 @@ def conversations_so_far(loop: IterativePPOLoop) -> int:
     """Conversations collected for training, those of the running iteration included."""
     progress = loop.progress
     records = loop.summary.iterations
-    collected = sum(record.collected.conversations for record in records)
+    collected = sum(record.collected.conversations for record in records if record.collected is not None)
     if any(record.iteration == progress.iteration for record in records):
         return collected
     if progress.phase == "collect":

@@ -18,6 +18,7 @@ from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.data.logs import read_conversations, write_conversations
+from lightning_iterppo.data.turns import check_returns
 from lightning_iterppo.errors import ConfigError, CustomerError, RunDirectoryError
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.files import replace_directory
@@ -33,7 +34,7 @@ from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.snapshot import load_critic, save_critic
 from lightning_iterppo.step_metrics import continue_metrics
 from lightning_iterppo.summary import Summary
-from lightning_iterppo.trainer import TrainerFactory, rank
+from lightning_iterppo.trainer import TrainerFactory, barrier, rank
 from lightning_iterppo.warm_start import WarmStart
 
 
@@ -191,20 +192,20 @@ def _sampling(config: Recipe) -> Sampling:
     return Sampling(config.sampling.temperature, config.sampling.top_p, config.sampling.max_new_tokens)
 
 
-def build_loop(config: Recipe, run: RunDirectory | None, *, last_step: int | None = None) -> IterativePPOLoop:
-    """The whole loop of a recipe.
+def build_loop(config: Recipe, *, kept: bool) -> IterativePPOLoop:
+    """The whole loop of a recipe; nothing is written yet, so that a wrong recipe leaves nothing behind.
 
     Args:
         config: the recipe.
-        run: where the run is kept; None keeps nothing.
-        last_step: step metrics that are there stay up to this one; None begins them anew.
+        kept: whether a run directory will be attached. Without one there are no callbacks that need it.
     """
     customer = customer_factory(config.customer, "customer")
     held_out = customer_factory(config.held_out_customer, "held_out_customer") if config.held_out_customer else None
     logs = load_logs(config)
+    if config.critic.use_logs:
+        check_returns(logs, config.critic.gamma)
     callbacks = _named(config.callbacks, "callbacks", pl.Callback)
     parts = build_parts(config)
-    loggers = [] if run is None else _loggers(config, run, last_step)
     return IterativePPOLoop(
         language_model=parts.model,
         policy=parts.policy,
@@ -216,12 +217,16 @@ def build_loop(config: Recipe, run: RunDirectory | None, *, last_step: int | Non
         trainers=parts.trainers,
         logs=logs,
         warm_start=parts.warm_start,
-        callbacks=callbacks,
-        loggers=loggers,
-        run_dir=run,
+        callbacks=[callback for callback in callbacks if kept or not getattr(callback, "needs_run_directory", False)],
         name=config.name,
         seed=config.seed,
     )
+
+
+def _attach(loop: IterativePPOLoop, config: Recipe, run: RunDirectory, *, last_step: int | None = None) -> None:
+    """Lets a loop write into a run directory; step metrics that are there stay up to ``last_step``."""
+    loop.run_dir = run
+    loop.tools.loggers = _loggers(config, run, last_step)
 
 
 def _named(section: dict[str, Any], where: str, kind: type, **offered: Any) -> list[Any]:
@@ -254,20 +259,27 @@ def train(config: Recipe, run: Path, resume: bool) -> Summary:
     Raises:
         RunDirectoryError: ``run`` holds another run, or, to resume, none.
     """
-    if resume:
-        directory = RunDirectory.open(run)
-        config = load_recipe(directory.recipe)
-    elif _is_child_process():
-        directory = RunDirectory(run)  # the first process made it
-    else:
-        directory = RunDirectory.create(run, to_yaml(config))
-    state = directory.load_state() if resume else None
-    loop = build_loop(config, directory, last_step=None if state is None else int(state["steps"]))
+    if not resume:
+        loop = build_loop(config, kept=True)
+        _begin_run(loop, config, run)
+        return loop.run()
+    directory = RunDirectory.open(run)
+    config = load_recipe(directory.recipe)
+    state = directory.load_state()
+    loop = build_loop(config, kept=True)
+    _attach(loop, config, directory, last_step=None if state is None else int(state["steps"]))
     if state is not None:
         loop.load_state_dict(state)
-    elif not resume:
-        directory.write_summary(loop.summary)
     return loop.run()
+
+
+def _begin_run(loop: IterativePPOLoop, config: Recipe, run: Path) -> None:
+    """Makes the run's directory: the first process makes it, the others wait for it."""
+    directory = RunDirectory(run) if _is_child_process() else RunDirectory.create(run, to_yaml(config))
+    barrier()
+    _attach(loop, config, directory)
+    if rank() == 0:
+        directory.write_summary(loop.summary)
 
 
 def _is_child_process() -> bool:
@@ -291,7 +303,7 @@ def evaluate(config: Recipe, policy: Path | None, conversations: int | None) -> 
 
 
 def _talk(config: Recipe, policy: Path | None, count: int, name: str, *, training: bool) -> list[Conversation]:
-    loop = build_loop(config, None)
+    loop = build_loop(config, kept=False)
     if policy is not None:
         _load_policy(loop.language_model, policy)
     return loop.talk(count, name, training=training)
@@ -326,7 +338,7 @@ def fit_critic(config: Recipe, data: list[Path], validation: list[Path], output:
     _refuse_full(output)
     logs = read_conversations(data)
     held = read_conversations(validation) if validation else None
-    loop = build_loop(_without_logs(config), None)
+    loop = build_loop(_without_logs(config), kept=False)
     figures = loop.fit_critic_only(logs, held)
     if rank() == 0:
         with replace_directory(output) as directory:
@@ -341,12 +353,12 @@ def improve(config: Recipe, critic: Path, data: list[Path], run: Path) -> dict[s
         RunDirectoryError: the critic is none, or the run directory is taken.
     """
     logs = read_conversations(data)
-    directory = RunDirectory(run) if _is_child_process() else RunDirectory.create(run, to_yaml(config))
-    loop = build_loop(config, directory)
+    loop = build_loop(config, kept=True)
     try:
         load_critic(critic, loop.language_model, loop.critic)
     except (FileNotFoundError, ValueError) as error:
         raise RunDirectoryError(f"--critic {critic}: {error}; give a directory that fit-critic wrote") from error
+    _begin_run(loop, config, run)
     return {"run": str(run), **loop.improve_only(logs)}
 
 

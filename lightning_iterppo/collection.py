@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lightning_iterppo.conversation import Conversation, Message, Suggestion, Turn
 from lightning_iterppo.customers import Customer, CustomerReply
-from lightning_iterppo.errors import CustomerError
+from lightning_iterppo.errors import CustomerError, IterPPOError
 from lightning_iterppo.generation.engine import Engine, Response
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.rendering import ChatRenderer
@@ -23,7 +25,7 @@ class _Talk:
         self.customer = customer
         self.seed = seed
         self.renderer = renderer
-        opening = _checked(customer.reset(seed), str, "reset", seed)
+        opening = _checked(_asked(customer, seed, "reset", seed), str, customer, "reset", seed)
         self.system: str | None = getattr(customer, "system", None)
         self.history = [Message("customer", opening)] if opening else []
         self.said = opening
@@ -36,7 +38,9 @@ class _Talk:
         """Sends the response, hears the customer, and makes the next prompt."""
         text = self.renderer.decode(response.token_ids)
         self.history.append(Message("agent", text))
-        reply = _checked(self.customer.reply(list(self.history)), CustomerReply, "reply", self.seed)
+        found = _asked(self.customer, self.seed, "reply", list(self.history))
+        reply = _checked(found, CustomerReply, self.customer, "reply", self.seed)
+        self._check_reward(reply.reward)
         suggestion = Suggestion(text, response.token_ids, response.logprobs, policy_version)
         self.turns.append(Turn(self.said, text, suggestion, "accepted", float(reply.reward)))
         if reply.done:
@@ -55,6 +59,18 @@ class _Talk:
         else:
             self.prompt = [*self.prompt, *response.token_ids, *more]
 
+    def _check_reward(self, reward: float) -> None:
+        where = f"customer {type(self.customer).__name__} (seed {self.seed})"
+        if not isinstance(reward, int | float) or not math.isfinite(reward):
+            raise CustomerError(f"{where}: the reward must be a finite number, found {reward!r}")
+        # Q is a probability here: every return, from any turn to the end, has to lie in [0, 1].
+        total = sum(turn.reward for turn in self.turns) + reward
+        if reward < 0 or total > 1 + 1e-9:
+            raise CustomerError(
+                f"{where}: the rewards of a conversation must be at least 0 and add up to at most 1, found {reward:g} "
+                f"for turn {len(self.turns) + 1}, {total:g} in all: divide them by the largest total there can be"
+            )
+
     def conversation(self, name: str, policy_version: str) -> Conversation:
         """The finished conversation."""
         return Conversation(
@@ -68,10 +84,26 @@ class _Talk:
         )
 
 
-def _checked(value: T, kind: type[T], method: str, seed: int) -> T:
+def _asked(customer: Customer, seed: int, method: str, *arguments: Any) -> Any:
+    """Calls a customer's method; its own exceptions say which conversation they are of, and where in whose code."""
+    try:
+        return getattr(customer, method)(*arguments)
+    except IterPPOError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        text = " ".join(str(error).split())
+        raise CustomerError(
+            f"customer {type(customer).__name__} (seed {seed}): {method} raised {type(error).__name__}: {text} "
+            f"({last.filename}:{last.lineno})"
+        ) from error
+
+
+def _checked(value: Any, kind: type[T], customer: Customer, method: str, seed: int) -> T:
     if not isinstance(value, kind):
         raise CustomerError(
-            f"the customer's {method} (seed {seed}) must return {kind.__name__}, found {type(value).__name__}"
+            f"customer {type(customer).__name__} (seed {seed}): {method} must return {kind.__name__}, "
+            f"found {type(value).__name__}"
         )
     return value
 

@@ -88,7 +88,7 @@ def cross_validate_head(
     Returns:
         What `calibration_figures` gives; empty with fewer than two conversations.
     """
-    names = newest.conversations.unique()
+    names = torch.unique(newest.conversations)
     folds = min(folds, len(names))
     if folds < 2:
         return {}

@@ -41,7 +41,7 @@ class IterationRecord:
     """One iteration's figures, as `summary.json` names them."""
 
     iteration: int
-    collected: Rate
+    collected: Rate | None
     critic: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(CRITIC_FIGURES))
     policy: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(POLICY_FIGURES))
     seconds: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(("collect", "evaluate", "improve")))
@@ -52,7 +52,7 @@ class IterationRecord:
     def from_json(cls, record: dict[str, Any]) -> IterationRecord:
         """The record that `dataclasses.asdict` wrote."""
         rates = {key: Rate.from_json(record[key]) for key in ("collected", "held_out") if record.get(key)}
-        return cls(**{**record, "held_out": None, **rates})
+        return cls(**{**record, "collected": None, "held_out": None, **rates})
 
 
 @dataclass(slots=True)

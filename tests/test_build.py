@@ -19,7 +19,14 @@ from lightning_iterppo import build
 from lightning_iterppo.composition import compose, to_yaml
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.data.logs import read_conversations, write_conversations
-from lightning_iterppo.errors import ConfigError, CustomerError, LogFormatError, RunDirectoryError
+from lightning_iterppo.errors import (
+    ConfigError,
+    CustomerError,
+    IterPPOError,
+    LogDataError,
+    LogFormatError,
+    RunDirectoryError,
+)
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.scratch import ScratchConfig
@@ -71,7 +78,8 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory, request: Any, word_customer: Any) -> Run:
     path = tmp_path_factory.mktemp("built") / "run"
     config = recipe(request.param)
-    loop = build.build_loop(config, RunDirectory.create(path, to_yaml(config)))
+    loop = build.build_loop(config, kept=True)
+    build._begin_run(loop, config, path)
     loop.run()
     return Run(path, loop, request.param)
 
@@ -275,7 +283,7 @@ def test_a_policy_that_is_none(run: Run, tmp_path: Path) -> None:
 def test_a_customer_that_cannot_answer_is_found_before_any_work() -> None:
     config = recipe("full", "customer._target_=named_in_recipes.Interrupted")
     with pytest.raises(CustomerError, match=r"customer: named_in_recipes\.Interrupted has no method reset"):
-        build.build_loop(config, None)
+        build.build_loop(config, kept=True)
 
 
 def test_more_top_layers_than_layers() -> None:
@@ -283,7 +291,43 @@ def test_more_top_layers_than_layers() -> None:
         build.load_language_model(recipe("lora", "model.adaptation.top_layers=3"))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (["customer._target_=named_in_recipes.Interrupted"], CustomerError),
+        (["callbacks.wrong._target_=named_in_recipes.WordCustomer"], ConfigError),
+        (["model/adaptation=lora", "model.adaptation.top_layers=9"], ConfigError),
+        (["logs=file", "logs.path=none.jsonl"], IterPPOError),
+    ],
+)
+def test_a_recipe_that_cannot_begin_leaves_no_run_directory(
+    tmp_path: Path, overrides: list[str], error: type[Exception]
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(error):
+        build.train(recipe("full", *overrides), run, False)
+    assert not run.exists()
+
+
+def test_outcomes_that_are_no_probabilities_are_found_before_any_work(tmp_path: Path) -> None:
+    logs = tmp_path / "logs.jsonl"
+    turn = {"customer": "hat", "message": "red", "reward": 250}
+    logs.write_text(json.dumps({"id": "a7", "turns": [turn], "outcome": 250}) + "\n", encoding="utf-8")
+    with pytest.raises(LogDataError, match=r"conversation 'a7', turn 1: from here on it earned 250"):
+        build.train(recipe("full", "logs=file", f"logs.path={logs}"), tmp_path / "run", False)
+
+
+def test_logs_of_which_no_outcome_is_known_are_imitated(tmp_path: Path) -> None:
+    logs = tmp_path / "logs.jsonl"
+    lines = [json.dumps({"id": str(n), "turns": [{"customer": "hat", "message": "red"}]}) for n in range(8)]
+    logs.write_text("\n".join(lines), encoding="utf-8")
+    summary = build.train(
+        recipe("full", "logs=file", f"logs.path={logs}", "loop.iterations=1"), tmp_path / "run", False
+    )
+    assert summary.logs is None and summary.status == "finished"
+
+
 def test_a_callback_that_is_none(tmp_path: Path) -> None:
     config = recipe("full", "callbacks.wrong._target_=named_in_recipes.WordCustomer")
     with pytest.raises(ConfigError, match=r"callbacks\.wrong: named_in_recipes\.WordCustomer is not a lightning"):
-        build.build_loop(config, None)
+        build.build_loop(config, kept=True)

@@ -54,7 +54,7 @@ class Counting:
         self.heard.append(list(history))
         history.clear()  # the list is the customer's own
         done = len(self.heard) == self.turns
-        return CustomerReply("yes" if done else "no", reward=0.5 * len(self.heard), done=done)
+        return CustomerReply("yes" if done else "no", reward=len(self.heard) / 64, done=done)
 
 
 def talk(renderer: ChatRenderer, engine: Any, customer: Any, seeds: Sequence[int], **more: Any) -> list[Conversation]:
@@ -81,10 +81,10 @@ def test_a_conversation_holds_what_was_said_and_earned(renderer: ChatRenderer) -
     one, two = talk(renderer, engine, make, [1, 2])
     assert (one.id, two.id, two.seed, two.policy_version, two.system) == ("run-1", "run-2", 2, "iteration-004", "sell")
     assert [(t.customer, t.message, t.disposition, t.reward) for t in two.turns] == [
-        ("hello", "red hat", "accepted", 0.5),
-        ("no", "red hat", "accepted", 1.0),
+        ("hello", "red hat", "accepted", 1 / 64),
+        ("no", "red hat", "accepted", 2 / 64),
     ]
-    assert (two.closing, two.outcome, one.outcome) == ("yes", 1.5, 0.5)
+    assert (two.closing, two.outcome, one.outcome) == ("yes", 3 / 64, 1 / 64)
     suggestion = two.turns[1].suggestion
     assert suggestion is not None
     assert (suggestion.token_ids, suggestion.logprobs) == (engine.response.token_ids, engine.response.logprobs)
@@ -184,11 +184,39 @@ class Endless(Counting):
         return CustomerReply("no")
 
 
+class Broken(Counting):
+    def reply(self, history: list[Message]) -> CustomerReply:
+        raise KeyError("hat")
+
+
+class Paying(Counting):
+    reward: float
+
+    def reply(self, history: list[Message]) -> CustomerReply:
+        return CustomerReply("no", reward=self.reward)
+
+
+class Generous(Paying):
+    reward = 0.75
+
+
+class Punishing(Paying):
+    reward = -0.5
+
+
+class Undefined(Paying):
+    reward = float("nan")
+
+
 @pytest.mark.parametrize(
     ("customer", "message"),
     [
-        (NoOpening, r"the customer's reset \(seed 7\) must return str, found NoneType"),
-        (NoReply, r"the customer's reply \(seed 7\) must return CustomerReply, found str"),
+        (Broken, r"customer Broken \(seed 7\): reply raised KeyError: 'hat' \(.*test_collection\.py:\d+\)"),
+        (Generous, r"customer Generous \(seed 7\): the rewards .* found 0\.75 for turn 2, 1\.5 in all"),
+        (Punishing, r"customer Punishing \(seed 7\): the rewards .* found -0\.5 for turn 1"),
+        (Undefined, r"customer Undefined \(seed 7\): the reward must be a finite number, found nan"),
+        (NoOpening, r"customer NoOpening \(seed 7\): reset must return str, found NoneType"),
+        (NoReply, r"customer NoReply \(seed 7\): reply must return CustomerReply, found str"),
         (Endless, rf"customer Endless \(seed 7\) did not end after {MAX_TURNS} turns"),
     ],
 )

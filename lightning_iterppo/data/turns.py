@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 
@@ -31,13 +33,38 @@ class TurnBatch:
     returns: Tensor
 
 
-def logged_trees(conversations: Sequence[Conversation], renderer: ChatRenderer, gamma: float) -> list[LoggedTree]:
-    """Trees with Monte Carlo returns; conversations whose outcome is unknown are left out, never taken for a 0."""
+def logged_trees(
+    conversations: Sequence[Conversation], renderer: ChatRenderer, gamma: float, *, unknown_outcomes: bool = False
+) -> list[LoggedTree]:
+    """Trees with Monte Carlo returns; conversations whose outcome is unknown are left out, never taken for a 0.
+
+    With ``unknown_outcomes`` they are there, with NaN for returns: for what learns from the messages alone.
+    """
     return [
-        LoggedTree(renderer.render(conversation).tree, conversation.returns(gamma))
+        LoggedTree(
+            renderer.render(conversation).tree,
+            [math.nan] * len(conversation.turns) if conversation.outcome is None else conversation.returns(gamma),
+        )
         for conversation in conversations
-        if conversation.outcome is not None
+        if unknown_outcomes or conversation.outcome is not None
     ]
+
+
+def check_returns(conversations: Iterable[Conversation], gamma: float) -> None:
+    """Q is fitted as a probability, so every known return has to lie in [0, 1].
+
+    Raises:
+        LogDataError: one does not, with its conversation and turn.
+    """
+    for conversation in conversations:
+        if conversation.outcome is None:
+            continue
+        for turn, value in enumerate(conversation.returns(gamma)):
+            if not -1e-9 <= value <= 1 + 1e-9:
+                raise LogDataError(
+                    f"conversation {conversation.id!r}, turn {turn + 1}: from here on it earned {value:g}, but the "
+                    "critic needs returns from 0 to 1: divide outcomes by the largest one there can be"
+                )
 
 
 def split_conversations(
@@ -129,9 +156,11 @@ class TurnDataModule(pl.LightningDataModule):
         gamma: discount from turn to turn.
         batch_size: conversations a batch; a batch holds all their turns.
         seed: the order of the batches.
+        unknown_outcomes: keep conversations whose outcome is unknown, for `WarmStart`; `QCritic` cannot use them.
 
     Raises:
-        ValueError: no training conversation has an outcome.
+        ValueError: there is no training conversation, or none with a known outcome.
+        LogDataError: a return is not in [0, 1]; see `check_returns`.
     """
 
     def __init__(
@@ -143,13 +172,16 @@ class TurnDataModule(pl.LightningDataModule):
         gamma: float = 1.0,
         batch_size: int = 8,
         seed: int = 0,
+        unknown_outcomes: bool = False,
     ) -> None:
         super().__init__()
         self.renderer = renderer
         self.batch_size = batch_size
         self.seed = seed
-        self.train_trees = logged_trees(train, renderer, gamma)
-        self.validation_trees = logged_trees(validation, renderer, gamma)
+        if not unknown_outcomes:
+            check_returns([*train, *validation], gamma)
+        self.train_trees = logged_trees(train, renderer, gamma, unknown_outcomes=unknown_outcomes)
+        self.validation_trees = logged_trees(validation, renderer, gamma, unknown_outcomes=unknown_outcomes)
         if not self.train_trees:
             raise ValueError("no training conversation has a known outcome, so there is nothing to learn from")
 

@@ -44,3 +44,8 @@ def outcome_rate(conversations: Sequence[Conversation]) -> Rate:
         conversations=len(outcomes),
         return_mean=sum(outcomes) / len(outcomes),
     )
+
+
+def known_rate(conversations: Sequence[Conversation]) -> Rate | None:
+    """The same, or None where no outcome is known."""
+    return outcome_rate(conversations) if any(c.outcome is not None for c in conversations) else None

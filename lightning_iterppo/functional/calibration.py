@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional import explained_variance, mean_squared_error
+from torchmetrics.functional import mean_squared_error
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 
@@ -32,12 +32,13 @@ def calibration_figures(logits: Tensor, returns: Tensor) -> dict[str, float | No
     logits, returns = logits.detach().float(), returns.detach().float()
     predicted, event = torch.sigmoid(logits), (returns > 0).long()
     variance = float(returns.double().var(unbiased=False))
+    unexplained = float((returns - predicted).double().var(unbiased=False))
     alike = bool(event.all()) or not bool(event.any())
     return {
         "auroc": None if alike else float(binary_auroc(predicted, event)),
         "brier": float(mean_squared_error(predicted, returns)),
         "ece": float(binary_calibration_error(predicted, event, n_bins=10)),
-        "explained_variance": None if variance < 1e-6 else float(explained_variance(predicted, returns)),
+        "explained_variance": None if variance < 1e-6 else 1 - unexplained / variance,
         "brier_constant": variance,
         "loss": float(F.binary_cross_entropy_with_logits(logits, returns)),
         "turns": float(len(returns)),

@@ -1,0 +1,144 @@
+"""The evaluate phase: fits Q on conversations, some or all of them held out in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from lightning.pytorch.callbacks import EarlyStopping
+
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.critic import QCritic
+from lightning_iterppo.critic_head import ActionFeatures, cross_validate_head
+from lightning_iterppo.data.turns import TurnBatch, TurnDataModule, split_conversations
+from lightning_iterppo.errors import LogDataError
+from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.phase import PhaseTools
+from lightning_iterppo.settings import LoopSettings
+from lightning_iterppo.trainer import gather_lists, rank, world_size
+
+
+class CriticFit:
+    """Fits the critic; its held-out figures are ``critic.figures`` afterwards.
+
+    Args:
+        critic: Q.
+        renderer: the model's chat template.
+        settings: epochs, batches, and how much is held out.
+        tools: Trainers and progress.
+    """
+
+    def __init__(self, critic: QCritic, renderer: ChatRenderer, settings: LoopSettings, tools: PhaseTools) -> None:
+        self.critic = critic
+        self.renderer = renderer
+        self.settings = settings
+        self.tools = tools
+
+    def iteration(
+        self, newest: Sequence[Conversation], earlier: Sequence[Sequence[Conversation]], logs: Sequence[Conversation]
+    ) -> None:
+        """Fits Q of π_k: on its own conversations, on earlier policies' and on the logs. Only its own are held out.
+
+        Args:
+            newest: π_k's conversations.
+            earlier: those of the iterations before, the newest last.
+            logs: other people's; empty when they shall not count.
+
+        Raises:
+            LogDataError: no outcome of π_k's conversations is known, or too few are held out for all processes.
+        """
+        settings = self.settings
+        logs = [conversation for conversation in logs if conversation.outcome is not None]
+        past = [*logs, *(conversation for part in earlier for conversation in part)]
+        if settings.critic_epochs == 0:
+            self._solve_head(past, newest, measure=True)
+            return
+        train, held = split_conversations(newest, settings.validation_fraction, self.tools.seed)
+        if settings.critic_solve_head:
+            self._solve_head(past, train)
+        if logs and not earlier:
+            # The logs are of other people, whose outcomes come more or less often: they teach what matters, and the
+            # newest conversations, which come last, how often it happens under π_k.
+            self._tune(logs, [])
+        for conversations in earlier[len(earlier) - min(settings.history, len(earlier)) :]:
+            train = [*train, *conversations]
+        self._tune(train, held)
+
+    def logs(self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None) -> None:
+        """Fits Q on logs alone; without validation conversations some of them are held out whole.
+
+        Raises:
+            LogDataError: no outcome is known, or too few conversations are held out for all processes.
+        """
+        settings = self.settings
+        if settings.critic_epochs == 0:
+            self._solve_head([], logs, measure=validation is None)
+            if validation is not None:
+                self.tools.validate(self.critic, self._data(logs, validation))
+            return
+        if validation is None:
+            logs, validation = split_conversations(logs, settings.validation_fraction, self.tools.seed)
+        if settings.critic_solve_head:
+            self._solve_head([], logs)
+        self._tune(logs, validation)
+
+    def _solve_head(
+        self, past: Sequence[Conversation], newest: Sequence[Conversation], *, measure: bool = False
+    ) -> None:
+        """The optimal linear head on the critic's trunk as it is; with ``measure`` cross-validated too."""
+        settings = self.settings
+        self.tools.progress.step(len(past) + len(newest), "conversations read")
+        old, new = self._features(past), self._features(newest)
+        if new is None:
+            raise LogDataError(
+                "none of the conversations has a known outcome, so there is nothing to fit Q to: give each an `outcome`"
+            )
+        self.critic.fit_head(new, old, prior=settings.critic_head_prior)
+        if measure:
+            folds = max(2, round(1 / settings.validation_fraction))
+            self.critic.figures = cross_validate_head(
+                new, old, prior=settings.critic_head_prior, folds=folds, seed=self.tools.seed
+            )
+
+    def _features(self, conversations: Sequence[Conversation]) -> ActionFeatures | None:
+        """Of all processes' shares; None when no outcome is known."""
+        own = [c for c in conversations if c.outcome is not None][rank() :: world_size()]
+        found = []
+        if own:
+            data = TurnDataModule(own, renderer=self.renderer, gamma=self.settings.gamma)
+            found.append(self.critic.features(self._counted(data.train_dataloader())))
+        parts = gather_lists(found)
+        return ActionFeatures.join(parts) if parts else None
+
+    def _counted(self, batches: Iterable[TurnBatch]) -> Iterator[TurnBatch]:
+        for batch in batches:
+            yield batch
+            self.tools.progress.done += len(batch.tree.trees)
+            self.tools.progress.tokens += int(batch.tree.position_ids.numel())
+            self.tools.moved()
+
+    def _tune(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> None:
+        """Tunes the critic's trunk and head; measures them on the conversations held out, if there are any."""
+        stop = EarlyStopping("critic/loss", patience=self.settings.critic_patience, check_on_train_epoch_end=False)
+        self.tools.fit(
+            self.critic, self._data(train, held), self.settings.critic_epochs, callbacks=[stop] if held else []
+        )
+
+    def _data(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> TurnDataModule:
+        known = sum(conversation.outcome is not None for conversation in held)
+        if held and known < world_size():
+            raise LogDataError(
+                f"{known} held-out conversations with a known outcome cannot be shared out to {world_size()} "
+                "processes: raise critic.validation_fraction or collect more"
+            )
+        if not any(conversation.outcome is not None for conversation in train):
+            raise LogDataError(
+                "none of the conversations has a known outcome, so there is nothing to fit Q to: give each an `outcome`"
+            )
+        return TurnDataModule(
+            train,
+            held,
+            renderer=self.renderer,
+            gamma=self.settings.gamma,
+            batch_size=self.settings.critic_batch,
+            seed=self.tools.seed,
+        )

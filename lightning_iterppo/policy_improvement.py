@@ -1,0 +1,90 @@
+"""The improve phase: rounds of PPO on the states of conversations, against the fitted Q."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.critic import QCritic
+from lightning_iterppo.improvement import RoundDataModule, RoundState
+from lightning_iterppo.models.language_model import ANCHOR, POLICY
+from lightning_iterppo.phase import PhaseTools
+from lightning_iterppo.policy import PPOPolicy
+from lightning_iterppo.settings import LoopSettings
+from lightning_iterppo.talker import Talker
+
+_UNITS = {"sample": "responses", "score": "conversations scored", "prepare": "conversations prepared"}
+
+
+class PolicyImprovement:
+    """Improves the policy; its figures are ``policy.figures`` and ``policy.trained_tokens`` afterwards.
+
+    Args:
+        policy: what is improved.
+        critic: Q of π_k.
+        talker: makes the engines.
+        settings: rounds, batches, and which rewards count.
+        tools: Trainers and progress.
+    """
+
+    def __init__(
+        self, policy: PPOPolicy, critic: QCritic, talker: Talker, settings: LoopSettings, tools: PhaseTools
+    ) -> None:
+        self.policy = policy
+        self.critic = critic
+        self.talker = talker
+        self.settings = settings
+        self.tools = tools
+
+    def iteration(self, iteration: int, newest: Sequence[Conversation], logs: Sequence[Conversation]) -> int:
+        """One policy-improvement step from π_k, which is the policy as it is now.
+
+        Args:
+            iteration: names the randomness.
+            newest: π_k's conversations.
+            logs: other people's, of which some join.
+
+        Returns:
+            The number of tokens that this process generated.
+        """
+        settings, model = self.settings, self.policy.model
+        model.copy(POLICY, ANCHOR)
+        rounds = RoundDataModule(
+            self.policy,
+            [*newest, *self._some(logs, iteration)],
+            self._score,
+            engine=lambda seed: self.talker.engine(seed, keep=False),
+            renderer=self.talker.renderer,
+            max_new_tokens=settings.sampling.max_new_tokens,
+            samples_per_state=settings.samples_per_state,
+            conversations_per_round=settings.conversations_per_round,
+            logged_reward=settings.logged_reward,
+            gamma=settings.gamma,
+            ppo_epochs=settings.ppo_epochs,
+            batch_size=settings.policy_batch,
+            seed=self.tools.seed_of(f"rounds-{iteration}"),
+            on_stage=self._staged,
+        )
+        self.tools.fit(self.policy, rounds, settings.rounds, rounds=True)
+        rounds.measure()
+        if not model.lora:
+            model.discard(ANCHOR)
+        return rounds.generated_tokens
+
+    def _some(self, logs: Sequence[Conversation], iteration: int) -> list[Conversation]:
+        """Logged conversations whose states join the collected ones: where the policy does not come by itself yet."""
+        generator = torch.Generator().manual_seed(self.tools.seed_of(f"logs-{iteration}"))
+        order = torch.randperm(len(logs), generator=generator).tolist()
+        return [logs[index] for index in order[: self.settings.log_conversations]]
+
+    def _score(self, states: Sequence[RoundState]) -> list[list[float]]:
+        return self.critic.score([state.tree for state in states], on_batch=lambda _: self.tools.moved())
+
+    def _staged(self, stage: str, total: int) -> None:
+        progress = self.tools.progress
+        if stage == "sample" and progress.unit:
+            progress.round = min(progress.round + 1, self.settings.rounds - 1)
+        progress.step(total, _UNITS.get(stage, "batches"))
+        self.tools.moved()

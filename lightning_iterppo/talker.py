@@ -1,0 +1,96 @@
+"""Conversations under the policy as it is, shared out over the processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning_iterppo.collection import collect
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.customers import Customer
+from lightning_iterppo.generation.engine import Engine
+from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.models.language_model import LanguageModel
+from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.phase import PhaseTools
+from lightning_iterppo.settings import LoopSettings
+from lightning_iterppo.trainer import gather_lists, rank, world_size
+
+# Where customers' seeds come from: training and evaluation never share one.
+TRAINING_SEEDS, EVALUATION_SEEDS, HELD_OUT_SEEDS = 0, 2**31, 3 * 2**30
+
+
+def first_seed(kind: int, seed: int) -> int:
+    """The first customer's seed of a run. All stay below 2³², which is as much as most random generators take."""
+    return seed % 200 * 10_000_000 if kind == TRAINING_SEEDS else kind + seed % 1000 * 1_000_000
+
+
+class Talker:
+    """Lets the policy talk with customers.
+
+    Args:
+        model: the language model, whose ``policy`` variant talks.
+        renderer: its chat template.
+        settings: sampling and how many conversations go on side by side.
+        tools: progress and seeds.
+    """
+
+    def __init__(self, model: LanguageModel, renderer: ChatRenderer, settings: LoopSettings, tools: PhaseTools) -> None:
+        self.model = model
+        self.renderer = renderer
+        self.settings = settings
+        self.tools = tools
+
+    def talk(self, customer: Callable[[], Customer], seeds: range, version: str, prefix: str) -> list[Conversation]:
+        """This process's share of the conversations, then everybody's, in the order of the seeds.
+
+        Args:
+            customer: makes a customer.
+            seeds: one a conversation.
+            version: the policy's, written into every suggestion.
+            prefix: conversations are named ``prefix-SEED``, and their randomness comes from it.
+
+        Raises:
+            CustomerError: a customer broke its protocol.
+        """
+        own = list(seeds)[rank() :: world_size()]
+        batches = 0
+
+        def progressed(done: int) -> None:
+            self.tools.progress.done = min(done * world_size(), len(seeds))
+            self.tools.moved()
+
+        def engine() -> Engine:
+            nonlocal batches
+            batches += 1
+            return self.engine(self.tools.seed_of(f"{prefix}-{batches - 1}-{rank()}"), keep=True)
+
+        found = collect(
+            customer,
+            own,
+            engine=engine,
+            renderer=self.renderer,
+            sampling=self.settings.sampling,
+            policy_version=version,
+            prefix=prefix,
+            batch=self.settings.batch,
+            on_progress=progressed,
+        )
+        gathered: list[Conversation] = gather_lists(found)
+        return sorted(gathered, key=lambda conversation: conversation.seed or 0)
+
+    def engine(self, seed: int, *, keep: bool) -> LocalEngine:
+        """An engine that samples from the policy and counts its tokens into the progress."""
+
+        def counted(tokens: int) -> None:
+            self.tools.progress.tokens += tokens
+            if self.tools.progress.unit == "responses":
+                self.tools.moved()
+
+        return LocalEngine(
+            self.model,
+            stop_token_id=self.renderer.stop_token_id,
+            seed=seed,
+            rows=max(self.settings.batch, 1),
+            keep=keep,
+            on_step=counted,
+        )
