@@ -82,7 +82,6 @@ def build_parts(config: Recipe) -> Parts:
             whiten_floor=policy.whiten_floor,
             warmup_steps=policy.warmup_steps,
             weight_decay=policy.weight_decay,
-            pad_token_id=renderer.pad_token_id,
         ),
         critic=QCritic(
             model,
@@ -90,7 +89,6 @@ def build_parts(config: Recipe) -> Parts:
             head_learning_rate=critic.head_learning_rate,
             warmup_steps=critic.warmup_steps,
             weight_decay=critic.weight_decay,
-            pad_token_id=renderer.pad_token_id,
         ),
         warm_start=WarmStart(
             model,

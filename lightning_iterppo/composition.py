@@ -44,6 +44,8 @@ __all__ = [
 
 #: Sections that are one thing: choosing another replaces it whole, instead of merging two classes' arguments.
 _SINGLE = ("customer", "held_out_customer", "logs")
+#: Where the logs that belong to our own customers are made.
+_OURS = "lightning_iterppo.customers"
 #: The keys that say what an open section is. Setting one forgets the arguments of what it was.
 _IDENTITY = ("_target_", "path")
 
@@ -69,6 +71,7 @@ def compose(recipe: str = "shop", overrides: Sequence[str] = ()) -> Recipe:
         _set(config, override, strict)
     given = [*(each.key_or_group for each in values), *(each.package or each.key_or_group for each in choices)]
     _drop_foreign_held_out(config, files, given)
+    _learn_only_to_speak_from_foreign_logs(config, files, given)
     return strict.typed(config)
 
 
@@ -238,6 +241,24 @@ def _drop_foreign_held_out(config: DictConfig, files: RecipeFiles, given: Sequen
         config["held_out_customer"] = {}
         if "loop.held_out_conversations" not in given:
             OmegaConf.update(config, "loop.held_out_conversations", 0)
+
+
+def _learn_only_to_speak_from_foreign_logs(config: DictConfig, files: RecipeFiles, given: Sequence[str]) -> None:
+    """Our scripted logs are of our customers' business: beside another one their outcomes and states mean nothing."""
+    said = [layer for _, layer in files.layers]
+    replaced = (
+        "customer" in given
+        or "customer._target_" in given
+        or any(isinstance(layer.get("customer"), dict) and "_target_" in layer["customer"] for layer in said)
+    )
+    chosen = any(key.split(".")[0] == "logs" for key in given) or any("logs" in layer for layer in said)
+    target = str(OmegaConf.select(config, "logs._target_", default=""))
+    if not replaced or chosen or not target.startswith(f"{_OURS}."):
+        return
+    for key, value in (("critic.use_logs", False), ("policy.log_conversations", 0)):
+        section, name = key.split(".")
+        if key not in given and not any(name in (layer.get(section) or {}) for layer in said):
+            OmegaConf.update(config, key, value, force_add=True)
 
 
 # -- values --------------------------------------------------------------------------------------------------------

@@ -39,7 +39,6 @@ class QCritic(pl.LightningModule):
         head_learning_rate: of the scalar head, which starts from zero and can learn faster.
         weight_decay: AdamW's; more keeps the critic of few conversations from learning them by heart.
         warmup_steps: optimiser steps until the full learning rate.
-        pad_token_id: fills rows.
     """
 
     def __init__(
@@ -50,7 +49,6 @@ class QCritic(pl.LightningModule):
         head_learning_rate: float = 3e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 10,
-        pad_token_id: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -59,7 +57,6 @@ class QCritic(pl.LightningModule):
         self.head_learning_rate = head_learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.pad_token_id = pad_token_id
         self.held_out_logits = CatMetric()
         self.held_out_returns = CatMetric()
         self.figures: dict[str, float | None] = {}
@@ -91,7 +88,7 @@ class QCritic(pl.LightningModule):
         with self.model.using(CRITIC):
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
-                batch = collate_trees([trees[i] for i in chosen], self.pad_token_id).to(self.model.device)
+                batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
                 values = iter(torch.sigmoid(self(batch)).tolist())
                 for index in chosen:
                     found[index] = [next(values) for _ in trees[index].actions]
@@ -122,7 +119,7 @@ class QCritic(pl.LightningModule):
         return ActionFeatures.join(parts)
 
     @torch.no_grad()
-    def fit_head(self, newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float) -> None:
+    def fit_head(self, newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float = 10.0) -> None:
         """Takes the head that `solve_head` finds.
 
         A linear head on the warm-started trunk already tells good actions from bad ones, and its optimum costs one pass

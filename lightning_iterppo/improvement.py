@@ -20,6 +20,7 @@ from lightning_iterppo.conversation import Conversation, Message
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree, collate_samples
 from lightning_iterppo.data.turns import LengthBatches
 from lightning_iterppo.generation.engine import Engine
+from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree
@@ -99,8 +100,8 @@ class RoundDataModule(pl.LightningDataModule):
         policy: the policy that samples and is trained.
         conversations: logged ones; every turn's state is a prompt.
         score: the value of every response.
-        engine: makes the engine of a round from a seed.
         renderer: the model's chat template.
+        engine: makes the engine of a round from a seed; by default a `LocalEngine` on the policy's own weights.
         max_new_tokens: length at which a response is cut.
         samples_per_state: fresh responses a state. The mean value of the others is a response's baseline, so that from
             two on nothing has to be known about the state.
@@ -124,8 +125,8 @@ class RoundDataModule(pl.LightningDataModule):
         conversations: Sequence[Conversation],
         score: Scorer,
         *,
-        engine: Callable[[int], Engine],
         renderer: ChatRenderer,
+        engine: Callable[[int], Engine] | None = None,
         max_new_tokens: int = 32,
         samples_per_state: int = 2,
         conversations_per_round: int = 64,
@@ -143,7 +144,7 @@ class RoundDataModule(pl.LightningDataModule):
         self.policy = policy
         self.conversations = list(conversations)
         self.score = score
-        self.engine = engine
+        self.engine = engine or self._local_engine
         self.renderer = renderer
         self.sampling = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=max_new_tokens)
         self.samples_per_state = samples_per_state
@@ -180,6 +181,9 @@ class RoundDataModule(pl.LightningDataModule):
     def _tell(self, stage: str, total: int) -> None:
         if self.on_stage is not None:
             self.on_stage(stage, total)
+
+    def _local_engine(self, seed: int) -> Engine:
+        return LocalEngine(self.policy.model, stop_token_id=self.renderer.stop_token_id, seed=seed)
 
     def measure(self) -> None:
         """Measures the policy as it is now, after the last round: ``policy.figures`` then are of its end.

@@ -1,10 +1,12 @@
-"""What a run was measured on: the machine, and how much memory the process took at most."""
+"""What a run was measured on: the machine, how much memory the process took at most, and keeping that low."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +35,29 @@ def _processor() -> str:
     except OSError:
         pass  # not Linux: the platform module's word has to do
     return platform.processor() or platform.machine()
+
+
+def release_memory() -> None:
+    """Gives freed memory back to the operating system, where the C library keeps it otherwise.
+
+    Batches of ever other lengths leave glibc's heap in pieces: without this a run on the CPU holds twice what it uses. It
+    costs some milliseconds. Does nothing with another C library.
+    """
+    if _MALLOC_TRIM is not None:
+        _MALLOC_TRIM(0)
+
+
+def _malloc_trim() -> Callable[[int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        found: Callable[[int], int] = ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):  # musl
+        return None
+    return found
+
+
+_MALLOC_TRIM = _malloc_trim()
 
 
 def peak_memory_bytes() -> int | None:

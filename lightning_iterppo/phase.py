@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
+from lightning_iterppo.machine import release_memory
 from lightning_iterppo.progress import FitProgress, Phase, Progress
 from lightning_iterppo.trainer import TrainerFactory
 
@@ -46,6 +47,7 @@ class PhaseTools:
 
     def begin(self, phase: Phase, total: int = 0, unit: str = "") -> None:
         """A new phase, shown at once."""
+        release_memory()
         self.progress.begin(phase, total=total, unit=unit)
         self.moved()
 

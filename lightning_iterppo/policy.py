@@ -49,7 +49,6 @@ class PPOPolicy(pl.LightningModule):
             nearly equally good, what is left of the differences is the critic's noise, which must not be scaled up.
         warmup_steps: optimiser steps until the full learning rate.
         weight_decay: AdamW's.
-        pad_token_id: fills rows.
 
     Raises:
         ValueError: a coefficient is out of range.
@@ -73,7 +72,6 @@ class PPOPolicy(pl.LightningModule):
         whiten_floor: float = 0.1,
         warmup_steps: int = 4,
         weight_decay: float = 0.0,
-        pad_token_id: int = 0,
     ) -> None:
         super().__init__()
         for name, value in (("clip", clip), ("value_clip", value_clip), ("learning_rate", learning_rate)):
@@ -97,7 +95,6 @@ class PPOPolicy(pl.LightningModule):
         self.whiten_floor = whiten_floor
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
-        self.pad_token_id = pad_token_id
         self.figures: dict[str, float | None] = {}
         self.stopped_on_kl = False
         self.trained_tokens = 0
@@ -139,7 +136,7 @@ class PPOPolicy(pl.LightningModule):
         order = sorted(range(len(trees)), key=lambda index: len(trees[index].tree))
         for start in range(0, len(order), rows):
             chosen = [trees[i] for i in order[start : start + rows]]
-            batch = collate_trees([item.tree for item in chosen], self.pad_token_id).to(self.model.device)
+            batch = collate_trees([item.tree for item in chosen], self.model.pad_token_id).to(self.model.device)
             with self.model.using(POLICY):
                 logprobs, entropies, predicting = response_logprobs(self.model.hidden(batch), batch, self.model.logits)
                 values = self.value_head(predicting)

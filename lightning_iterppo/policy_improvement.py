@@ -9,6 +9,7 @@ import torch
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.improvement import RoundDataModule, RoundState
+from lightning_iterppo.machine import release_memory
 from lightning_iterppo.models.language_model import ANCHOR, POLICY
 from lightning_iterppo.phase import PhaseTools
 from lightning_iterppo.policy import PPOPolicy
@@ -83,6 +84,7 @@ class PolicyImprovement:
         return self.critic.score([state.tree for state in states], on_batch=lambda _: self.tools.moved())
 
     def _staged(self, stage: str, total: int) -> None:
+        release_memory()
         progress = self.tools.progress
         if stage == "sample" and progress.unit:
             progress.round = min(progress.round + 1, self.settings.rounds - 1)

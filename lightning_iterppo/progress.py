@@ -8,6 +8,11 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 
+from lightning_iterppo.machine import release_memory
+
+# Often enough that freed memory does not pile up, and rarely enough to cost nothing beside the batches.
+_BATCHES_A_RELEASE = 4
+
 Phase = Literal["start", "logs", "warm-start", "before", "collect", "evaluate", "improve", "after", "done"]
 
 
@@ -71,6 +76,8 @@ class FitProgress(pl.Callback):
         self.progress.done += 1
         self.progress.tokens += int(batch.tree.position_ids.numel())
         pl_module.log("step", float(self.first_step + trainer.global_step))
+        if (batch_idx + 1) % _BATCHES_A_RELEASE == 0:
+            release_memory()
         self.moved()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

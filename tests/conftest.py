@@ -117,8 +117,8 @@ def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: 
         }
         return IterativePPOLoop(
             language_model=model,
-            policy=PPOPolicy(model, **{"learning_rate": 3e-3, "pad_token_id": renderer.pad_token_id, **(policy or {})}),
-            critic=QCritic(model, learning_rate=3e-3, pad_token_id=renderer.pad_token_id),
+            policy=PPOPolicy(model, **{"learning_rate": 3e-3, **(policy or {})}),
+            critic=QCritic(model, learning_rate=3e-3),
             renderer=renderer,
             settings=LoopSettings(**numbers),
             trainers=TrainerFactory(TrainerConfig(accelerator="cpu")),

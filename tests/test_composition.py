@@ -114,6 +114,18 @@ def test_the_held_out_customer_goes_with_its_customer() -> None:
     assert recipe.held_out_customer == {"_target_": "my_module.Other"}
 
 
+def test_beside_another_customer_our_logs_only_teach_to_speak() -> None:
+    shop = compose("shop")
+    assert shop.critic.use_logs and shop.policy.log_conversations > 0
+    other = compose("shop", ["customer._target_=my_module.MyCustomer"])
+    assert other.logs == shop.logs
+    assert not other.critic.use_logs and other.policy.log_conversations == 0
+    own = compose("shop", ["customer._target_=my_module.MyCustomer", "logs.path=mine.jsonl"])
+    assert own.critic.use_logs and own.policy.log_conversations == shop.policy.log_conversations
+    told = compose("shop", ["customer._target_=my_module.MyCustomer", "critic.use_logs=true"])
+    assert told.critic.use_logs and told.policy.log_conversations == 0
+
+
 def test_open_sections_take_new_keys_and_lose_old_ones() -> None:
     recipe = compose(
         "shop",

@@ -89,6 +89,7 @@ class LanguageModel(nn.Module):
         self.adaptation = adaptation
         self.base_path = str(backbone.path or backbone.id)
         self.tokenizer = backbone.tokenizer
+        self.pad_token_id = int(backbone.tokenizer.pad_token_id or 0)  # fills rows; it is masked everywhere
         model = backbone.model
         layers = int(model.config.num_hidden_layers)
         self.hidden_size = int(model.config.hidden_size)
