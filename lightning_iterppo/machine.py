@@ -40,8 +40,8 @@ def _processor() -> str:
 def release_memory() -> None:
     """Gives freed memory back to the operating system, where the C library keeps it otherwise.
 
-    Batches of ever other lengths leave glibc's heap in pieces: without this a run on the CPU holds twice what it uses. It
-    costs some milliseconds. Does nothing with another C library.
+    Batches of ever other lengths leave glibc's heap in pieces: without this a run on the CPU holds twice what it uses.
+    It costs some milliseconds. Does nothing with another C library.
     """
     if _MALLOC_TRIM is not None:
         _MALLOC_TRIM(0)

@@ -41,8 +41,8 @@ COLUMNS = (
     "with products never trained on",
     "training, minutes",
     "peak memory, GB",
-    "Q: held-out AUROC",
-    "Q: Brier score (of a constant)",
+    "Q in each iteration: held-out AUROC",
+    "Brier score (of a constant)",
 )
 
 
@@ -136,7 +136,7 @@ def table(results: Path) -> str:
 
 def row(summary: Summary) -> list[str]:
     """One run's cells."""
-    critic = summary.iterations[-1].critic if summary.iterations else {}
+    critics = [iteration.critic for iteration in summary.iterations]
     before, after = summary.before, summary.after
     ratio = NONE if not before or not after or not before.outcome_rate else after.outcome_rate / before.outcome_rate
     unseen = NONE
@@ -152,8 +152,9 @@ def row(summary: Summary) -> list[str]:
         unseen,
         f"{summary.seconds / 60:.1f}",
         NONE if peak is None else f"{peak / 1e9:.1f}",
-        _figure(critic.get("auroc")),
-        f"{_figure(critic.get('brier'))} ({_figure(critic.get('brier_constant'))})",
+        ", ".join(_figure(critic.get("auroc")) for critic in critics) or NONE,
+        ", ".join(f"{_figure(critic.get('brier'))} ({_figure(critic.get('brier_constant'))})" for critic in critics)
+        or NONE,
     ]
 
 

@@ -21,6 +21,9 @@ __all__ = ["SPECIAL_TOKENS", "ScratchConfig", "make_scratch_model", "make_scratc
 
 SPECIAL_TOKENS = ("<pad>", "<end>", "<system>", "<customer>", "<agent>", "<unk>")
 
+# About how long an output embedding is.
+_OUTPUT_LENGTH = 2.0
+
 # One message is its speaker's token, its words, and the end token; the agent's turn is opened by its token alone.
 _CHAT_TEMPLATE = (
     "{%- set speakers = {'system': '<system>', 'user': '<customer>', 'assistant': '<agent>'} -%}"
@@ -115,4 +118,7 @@ def make_scratch_model(config: ScratchConfig, seed: int) -> tuple[LlamaForCausal
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(model_config)
+    # A word's logit is at most √hidden_size times the length of its output embedding. LoRA leaves those as they are: at
+    # length 1 the policy could not be sure enough of a word, and went on saying others now and then.
+    model.lm_head.weight.data.mul_(_OUTPUT_LENGTH)
     return model, tokenizer
