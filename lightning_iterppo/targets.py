@@ -43,7 +43,10 @@ def resolve(path: str, where: str = "_target_") -> Callable[..., Any]:
         holder = ".".join(parts[:depth])
         if not hasattr(found, part):
             options = getattr(found, "__all__", None) or [each for each in vars(found) if not each.startswith("_")]
-            raise ConfigError(f"{where}: {holder} has no {part}" + (f"; {nearest(part, options)}" if options else ""))
+            # Its file too: a module of the user's may have the name of one that was imported before it.
+            file = getattr(found, "__file__", None)
+            named = f"{holder} ({file})" if file else holder
+            raise ConfigError(f"{where}: {named} has no {part}" + (f"; {nearest(part, options)}" if options else ""))
         found = getattr(found, part)
     if not callable(found):
         raise ConfigError(f"{where}: {path} is a {type(found).__name__}, neither a class nor a function")

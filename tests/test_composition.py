@@ -309,7 +309,7 @@ def test_instantiate_from_the_working_directory(module: str) -> None:
     [
         ("nowhere_at_all.Thing", {}, ["customer", "no module 'nowhere_at_all'"]),
         ("Thing", {}, ["'Thing'", "module.Class"]),
-        ("{module}.Plan", {}, ["no Plan", "did you mean Plain?"]),
+        ("{module}.Plan", {}, ["{module}.py) has no Plan", "did you mean Plain?"]),
         ("{module}.number", {}, ["int", "neither a class nor a function"]),
         ("{module}.Plain", {"dept": 1}, ["customer.dept", "did you mean depth?"]),
         ("{module}.Strict", {}, ["needs needed", "customer.needed="]),
@@ -323,7 +323,7 @@ def test_a_target_that_does_not_fit_is_one_line(
         instantiate({"_target_": target.format(module=module), **arguments}, "customer")
     assert "\n" not in str(caught.value)
     for each in said:
-        assert each in str(caught.value)
+        assert each.replace("{module}", module) in str(caught.value)
 
 
 @pytest.mark.parametrize(

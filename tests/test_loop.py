@@ -12,9 +12,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from lightning_iterppo import critic_fit
 from lightning_iterppo.conversation import Conversation, Suggestion, Turn
 from lightning_iterppo.customers import CustomerReply, Message
 from lightning_iterppo.data.logs import read_conversations
+from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.run_directory import RunDirectory
@@ -440,6 +442,63 @@ def test_the_critic_alone(make_loop: Make) -> None:
     assert figures["brier"] is not None
     held = make_loop().fit_critic_only(talks, None)
     assert held["turns"] is not None and 4 <= held["turns"] <= 8  # a fifth of the conversations, whole
+
+
+def test_the_critic_alone_on_the_trunk_as_it_is(make_loop: Make) -> None:
+    loop = make_loop(settings={"critic_epochs": 0})
+    talks = loop.talk(20, "try", training=True)
+    trunk = {key: value.clone() for key, value in loop.language_model.variant_tensors("critic").items()}
+    figures = loop.fit_critic_only(talks, None)
+    assert figures["turns"] == sum(len(talk.turns) for talk in talks)  # each conversation is held out once
+    figures = loop.fit_critic_only(talks[:15], talks[15:])
+    assert figures["turns"] == sum(len(talk.turns) for talk in talks[15:])
+    assert all(torch.equal(loop.language_model.variant_tensors("critic")[k], v) for k, v in trunk.items())
+
+
+def test_a_critic_of_no_known_outcome_is_refused(make_loop: Make) -> None:
+    for epochs in (0, 2):
+        loop = make_loop(settings={"critic_epochs": epochs})
+        talks = [replace(talk, outcome=None) for talk in loop.talk(10, "try", training=True)]
+        with pytest.raises(LogDataError, match="none of the conversations has a known outcome"):
+            loop.fit_critic_only(talks, None)
+        assert loop.summary.status == "failed"
+
+
+def test_fewer_held_out_conversations_than_processes_are_refused(
+    make_loop: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without any would leave the others waiting for it."""
+    loop = make_loop()
+    talks = loop.talk(10, "try", training=True)
+    monkeypatch.setattr(critic_fit, "world_size", lambda: 3)
+    with pytest.raises(LogDataError, match=r"2 held-out conversations .* to 3 processes: raise critic\.validation"):
+        loop.critic_fit._tune(talks[:8], talks[8:])
+
+
+def test_a_part_alone_has_the_hooks_of_a_run(make_loop: Make) -> None:
+    class Heard(Callback):
+        def __init__(self) -> None:
+            self.hooks: list[str] = []
+
+        def on_run_start(self, loop: IterativePPOLoop) -> None:
+            self.hooks.append("start")
+
+        def on_run_end(self, loop: IterativePPOLoop) -> None:
+            self.hooks.append("end")
+
+        def on_run_exception(self, loop: IterativePPOLoop) -> None:
+            self.hooks.append("exception")
+
+    heard = Heard()
+    loop = make_loop(callbacks=[heard])
+    talks = loop.talk(10, "try", training=True)
+    loop.fit_critic_only(talks, None)
+    loop.improve_only([replace(talk, outcome=None) for talk in talks])
+    assert loop.summary.iterations[0].collected is None
+    assert heard.hooks == ["start", "end"] * 3
+    with pytest.raises(ValueError):
+        loop.improve_only([])
+    assert heard.hooks[-2:] == ["start", "exception"]
 
 
 def test_an_improvement_alone(make_loop: Make, tmp_path: Path) -> None:
