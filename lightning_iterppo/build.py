@@ -172,6 +172,7 @@ def _settings(config: Recipe) -> LoopSettings:
         critic_logs=critic.use_logs,
         critic_solve_head=critic.solve_head,
         critic_head_prior=critic.head_prior,
+        critic_head_trust=critic.head_trust,
         critic_batch=critic.batch_conversations,
         critic_patience=critic.patience,
         validation_fraction=critic.validation_fraction,

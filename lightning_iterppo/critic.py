@@ -119,7 +119,9 @@ class QCritic(pl.LightningModule):
         return ActionFeatures.join(parts)
 
     @torch.no_grad()
-    def fit_head(self, newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float = 10.0) -> None:
+    def fit_head(
+        self, newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float = 3.0, trust: float = 0.5
+    ) -> None:
         """Takes the head that `solve_head` finds.
 
         A linear head on the warm-started trunk already tells good actions from bad ones, and its optimum costs one pass
@@ -129,9 +131,10 @@ class QCritic(pl.LightningModule):
         Args:
             newest: of the conversations that π_k made.
             past: of all others.
-            prior: precision of the prior on the head's weights; higher keeps Q closer to the mean.
+            prior: precision of the prior on the head's weights; higher keeps them smaller.
+            trust: what the weights are multiplied with, from 0 (the mean for every action) to 1 (the optimum).
         """
-        weight, bias = solve_head(newest, past, prior=prior)
+        weight, bias = solve_head(newest, past, prior=prior, trust=trust)
         self.head.linear.weight.copy_(weight[None])
         self.head.linear.bias.copy_(bias[None])
 

@@ -92,11 +92,12 @@ class CriticFit:
             raise LogDataError(
                 "none of the conversations has a known outcome, so there is nothing to fit Q to: give each an `outcome`"
             )
-        self.critic.fit_head(new, old, prior=settings.critic_head_prior)
+        prior, trust = settings.critic_head_prior, settings.critic_head_trust
+        self.critic.fit_head(new, old, prior=prior, trust=trust)
         if measure:
             folds = max(2, round(1 / settings.validation_fraction))
             self.critic.figures = cross_validate_head(
-                new, old, prior=settings.critic_head_prior, folds=folds, seed=self.tools.seed
+                new, old, prior=prior, trust=trust, folds=folds, seed=self.tools.seed
             )
 
     def _features(self, conversations: Sequence[Conversation]) -> ActionFeatures | None:

@@ -48,30 +48,32 @@ class ActionFeatures:
         return ActionFeatures(self.values[chosen], self.returns[chosen], self.conversations[chosen])
 
 
-def solve_head(newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float) -> tuple[Tensor, Tensor]:
-    """The optimal linear head for all samples, shifted to how often the newest conversations go well.
+def solve_head(
+    newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float, trust: float
+) -> tuple[Tensor, Tensor]:
+    """The optimal linear head for all samples, drawn towards how often the newest conversations go well.
 
     People and earlier policies tell good actions from bad ones as well as π_k does, but win more often, or less: their
-    samples shape the weights, and the newest conversations alone set the bias. Fitting a slope to them too (Platt 1999)
-    makes held-out predictions worse, since the logits of samples that shaped the weights are too sure.
+    samples shape the weights, and the newest conversations alone set the bias. A few hundred conversations make such
+    weights too sure; ``trust`` takes that back without changing which action is better. Fitting a slope instead (Platt
+    1999) makes it worse on the samples that shaped the weights, and is too noisy on a few that were left out.
 
     Args:
         newest: of the conversations that π_k made.
         past: of all others.
-        prior: precision of the prior on the weights; higher keeps Q closer to the mean.
+        prior: precision of the prior on the weights; higher keeps them smaller.
+        trust: what the weights are multiplied with, from 0 (the mean for every action) to 1 (the optimum).
 
     Returns:
         Weight (hidden,) and bias (), float64.
     """
     samples = newest if past is None else ActionFeatures.join([past, newest])
-    weight, bias = fit_logistic(samples.values, samples.returns, prior=prior)
-    if past is not None:
-        bias = bias + fit_offset(newest.values.double() @ weight + bias, newest.returns)
-    return weight, bias
+    weight = trust * fit_logistic(samples.values, samples.returns, prior=prior)[0]
+    return weight, fit_offset(newest.values.double() @ weight, newest.returns)
 
 
 def cross_validate_head(
-    newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float, folds: int, seed: int
+    newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float, trust: float, folds: int, seed: int
 ) -> dict[str, float | None]:
     """Figures of `solve_head` on the newest conversations, each predicted by a head fitted without it.
 
@@ -82,11 +84,13 @@ def cross_validate_head(
         newest: as for `solve_head`; what is held out in turn.
         past: as for `solve_head`; always fitted to.
         prior: as for `solve_head`.
+        trust: as for `solve_head`.
         folds: parts that the conversations are cut into; at most one a conversation.
         seed: the cut's randomness.
 
     Returns:
-        What `calibration_figures` gives; empty with fewer than two conversations.
+        What `calibration_figures` gives, with ``brier_constant`` of the constants that the same conversations give: the
+        mean of those that were not held out. Empty with fewer than two conversations.
     """
     names = torch.unique(newest.conversations)
     folds = min(folds, len(names))
@@ -94,8 +98,13 @@ def cross_validate_head(
         return {}
     order = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))]
     logits = torch.zeros(len(newest.returns), dtype=torch.float64)
+    constant = torch.zeros_like(logits)
     for fold in range(folds):
         held = torch.isin(newest.conversations, order[fold::folds])
-        weight, bias = solve_head(newest.where(~held), past, prior=prior)
+        weight, bias = solve_head(newest.where(~held), past, prior=prior, trust=trust)
         logits[held] = newest.values[held].double() @ weight + bias
-    return calibration_figures(logits, newest.returns)
+        constant[held] = newest.returns[~held].double().mean()
+    return {
+        **calibration_figures(logits, newest.returns),
+        "brier_constant": float((constant - newest.returns).square().mean()),
+    }

@@ -25,7 +25,8 @@ class LoopSettings:
     critic_epochs: int = 4
     critic_logs: bool = True
     critic_solve_head: bool = True
-    critic_head_prior: float = 10.0
+    critic_head_prior: float = 3.0
+    critic_head_trust: float = 0.5
     critic_batch: int = 8
     critic_patience: int = 2
     validation_fraction: float = 0.2

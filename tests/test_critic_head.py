@@ -24,19 +24,19 @@ def predicted(features: ActionFeatures, head: tuple[Tensor, Tensor]) -> Tensor:
 
 def test_the_past_shapes_the_weights_and_the_newest_conversations_the_mean() -> None:
     past, newest = actions(400, 0), actions(60, 1, base=-3.0)
-    head = solve_head(newest, past, prior=1.0)
+    head = solve_head(newest, past, prior=1.0, trust=1.0)
     assert float(head[0][0]) == pytest.approx(2.0, abs=0.5)
     assert float(predicted(newest, head).mean()) == pytest.approx(float(newest.returns.mean()), abs=0.01)
 
 
 def test_a_head_of_the_newest_alone_has_their_mean() -> None:
     newest = actions(60, 1, base=-1.0)
-    head = solve_head(newest, prior=1.0)
+    head = solve_head(newest, prior=1.0, trust=1.0)
     assert float(predicted(newest, head).mean()) == pytest.approx(float(newest.returns.mean()), abs=1e-3)
 
 
 def test_every_conversation_is_held_out_once_and_the_figures_are_of_all_turns() -> None:
-    figures = cross_validate_head(actions(40, 2, turns=3), actions(100, 3), prior=1.0, folds=5, seed=0)
+    figures = cross_validate_head(actions(40, 2, turns=3), actions(100, 3), prior=1.0, trust=1.0, folds=5, seed=0)
     assert figures["turns"] == 120
     brier, constant, auroc = figures["brier"], figures["brier_constant"], figures["auroc"]
     assert brier is not None and constant is not None and auroc is not None
@@ -50,15 +50,31 @@ def test_a_head_that_learns_by_heart_is_found_out() -> None:
     same = torch.randn(count, 64, generator=generator).repeat_interleave(turns, dim=0)
     returns = torch.bernoulli(torch.full((count,), 0.5), generator=generator).repeat_interleave(turns)
     features = ActionFeatures(same, returns, torch.arange(count).repeat_interleave(turns))
-    head = solve_head(features, prior=0.01)
+    head = solve_head(features, prior=0.01, trust=1.0)
     assert float(((predicted(features, head) - returns) ** 2).mean()) < 0.01
-    figures = cross_validate_head(features, prior=0.01, folds=5, seed=0)
+    figures = cross_validate_head(features, prior=0.01, trust=1.0, folds=5, seed=0)
     assert figures["brier"] is not None and figures["brier"] > 0.25
 
 
+def test_less_trust_keeps_the_order_and_the_mean_and_is_less_sure() -> None:
+    past, newest = actions(400, 0), actions(60, 1, base=-1.0)
+    full, half = (predicted(newest, solve_head(newest, past, prior=1.0, trust=trust)) for trust in (1.0, 0.5))
+    assert torch.equal(full.argsort(), half.argsort())
+    assert float(half.mean()) == pytest.approx(float(full.mean()), abs=1e-6)
+    assert float(half.std()) < 0.8 * float(full.std())
+
+
+def test_the_constant_knows_no_more_than_the_head() -> None:
+    """One success among ten conversations: the mean of the others is always a little beside it."""
+    returns = torch.tensor([1.0] + 9 * [0.0])
+    features = ActionFeatures(torch.zeros(10, 2), returns, torch.arange(10))
+    figures = cross_validate_head(features, prior=1.0, trust=1.0, folds=10, seed=0)
+    assert figures["brier_constant"] == pytest.approx((1 + 9 * (1 / 9) ** 2) / 10)
+
+
 def test_one_conversation_cannot_be_held_out() -> None:
-    assert cross_validate_head(actions(1, 0), prior=1.0, folds=5, seed=0) == {}
-    assert cross_validate_head(actions(2, 0), prior=1.0, folds=5, seed=0)["turns"] == 4
+    assert cross_validate_head(actions(1, 0), prior=1.0, trust=1.0, folds=5, seed=0) == {}
+    assert cross_validate_head(actions(2, 0), prior=1.0, trust=1.0, folds=5, seed=0)["turns"] == 4
 
 
 def test_joined_parts_keep_their_conversations_apart() -> None:
