@@ -32,7 +32,7 @@ def test_the_past_shapes_the_weights_and_the_newest_conversations_the_mean() -> 
 def test_a_head_of_the_newest_alone_has_their_mean() -> None:
     newest = actions(60, 1, base=-1.0)
     head = solve_head(newest, prior=1.0, trust=1.0)
-    assert float(predicted(newest, head).mean()) == pytest.approx(float(newest.returns.mean()), abs=1e-3)
+    assert float(predicted(newest, head).mean()) == pytest.approx(float(newest.returns.mean()), abs=2e-3)
 
 
 def test_every_conversation_is_held_out_once_and_the_figures_are_of_all_turns() -> None:
