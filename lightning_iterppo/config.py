@@ -121,8 +121,8 @@ class CriticConfig:
     solve_head: bool = True
     # Precision of the prior on that head's weights. Higher keeps Q closer to the mean, lower fits noise.
     head_prior: float = 3.0
-    # How far those weights are believed. 1 takes them as fitted, which a few hundred conversations make too sure; near 0
-    # every action gets nearly the mean. The order of actions is the same.
+    # How far those weights are believed. 1 takes them as fitted, which a few hundred conversations make too sure; near
+    # 0 every action gets nearly the mean. The order of actions is the same.
     head_trust: float = 0.5
     # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy
     # made (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
