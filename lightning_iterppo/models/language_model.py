@@ -121,6 +121,8 @@ class LanguageModel(nn.Module):
             model.requires_grad_(True)
             self.model = model
         self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
+        # An object and not id(self), which a later model can have again.
+        self._owner = object()
         self.keeps_features = self.frozen_layers > 0 and model.config.model_type in PLAIN_STACKS
         self.activate(POLICY)
 
@@ -271,11 +273,11 @@ class LanguageModel(nn.Module):
             return cast(Tensor, self.trunk(input_ids=batch.input_ids, **positions).last_hidden_state)
         known = [tree.features for tree in batch.trees]
         width = batch.input_ids.shape[1]
-        if any(item is None or item[0] != id(self) for item in known):
+        if any(item is None or item[0] is not self._owner for item in known):
             with torch.no_grad(), layer_span(self.trunk, 0, self.frozen_layers):
                 features = cast(Tensor, self.trunk(input_ids=batch.input_ids, **positions).last_hidden_state)
             for row, tree in enumerate(batch.trees):
-                tree.features = (id(self), features[row, : len(tree)].clone())
+                tree.features = (self._owner, features[row, : len(tree)].clone())
         else:
             features = pad_sequence([item[1] for item in known if item is not None], batch_first=True)
             features = F.pad(features, (0, 0, 0, width - features.shape[1])).to(batch.input_ids.device)

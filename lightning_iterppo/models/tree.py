@@ -34,7 +34,7 @@ class TokenTree:
     segments: list[Segment] = field(default_factory=list)
     #: What frozen layers made of the tokens, (tokens, hidden), and which model: kept by `LanguageModel`, for as long as
     #: the tree lives. A tree must not change once it has been computed.
-    features: tuple[int, Tensor] | None = field(default=None, compare=False, repr=False)
+    features: tuple[object, Tensor] | None = field(default=None, compare=False, repr=False)
 
     def add(self, token_ids: Sequence[int], parent: int, *, action: bool = False) -> int:
         """Adds a segment and gives its index.
