@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lightning_iterppo.conversation import Conversation, Message, Suggestion, Turn
 from lightning_iterppo.customers import Customer, CustomerReply
-from lightning_iterppo.errors import CustomerError, IterPPOError
+from lightning_iterppo.errors import CustomerError, IterPPOError, describe_exception
 from lightning_iterppo.generation.engine import Engine, Response
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.rendering import ChatRenderer
@@ -91,11 +90,8 @@ def _asked(customer: Customer, seed: int, method: str, *arguments: Any) -> Any:
     except IterPPOError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())
         raise CustomerError(
-            f"customer {type(customer).__name__} (seed {seed}): {method} raised {type(error).__name__}: {text} "
-            f"({last.filename}:{last.lineno})"
+            f"customer {type(customer).__name__} (seed {seed}): {method} raised {describe_exception(error)}"
         ) from error
 
 

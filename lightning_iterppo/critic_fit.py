@@ -16,6 +16,10 @@ from lightning_iterppo.phase import PhaseTools
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.trainer import gather_lists, rank, world_size
 
+_NOTHING_KNOWN = (
+    "none of the conversations has a known outcome, so there is nothing to fit Q to: give each an `outcome`"
+)
+
 
 class CriticFit:
     """Fits the critic; its held-out figures are ``critic.figures`` afterwards.
@@ -59,7 +63,7 @@ class CriticFit:
             # The logs are of other people, whose outcomes come more or less often: they teach what matters, and the
             # newest conversations, which come last, how often it happens under π_k.
             self._tune(logs, [])
-        for conversations in earlier[len(earlier) - min(settings.history, len(earlier)) :]:
+        for conversations in earlier[-settings.history :] if settings.history else []:
             train = [*train, *conversations]
         self._tune(train, held)
 
@@ -89,9 +93,7 @@ class CriticFit:
         self.tools.progress.step(len(past) + len(newest), "conversations read")
         old, new = self._features(past), self._features(newest)
         if new is None:
-            raise LogDataError(
-                "none of the conversations has a known outcome, so there is nothing to fit Q to: give each an `outcome`"
-            )
+            raise LogDataError(_NOTHING_KNOWN)
         prior, trust = settings.critic_head_prior, settings.critic_head_trust
         self.critic.fit_head(new, old, prior=prior, trust=trust)
         if measure:
@@ -132,9 +134,7 @@ class CriticFit:
                 "processes: raise critic.validation_fraction or collect more"
             )
         if not any(conversation.outcome is not None for conversation in train):
-            raise LogDataError(
-                "none of the conversations has a known outcome, so there is nothing to fit Q to: give each an `outcome`"
-            )
+            raise LogDataError(_NOTHING_KNOWN)
         return TurnDataModule(
             train,
             held,

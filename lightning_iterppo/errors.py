@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 
 __all__ = [
@@ -12,7 +13,20 @@ __all__ = [
     "LogFormatError",
     "ModelNotFoundError",
     "RunDirectoryError",
+    "describe_exception",
 ]
+
+
+def describe_exception(error: BaseException, *, skip: str | None = None) -> str:
+    """An exception of somebody else's code as one line: its type, its text, and the file and line it came from.
+
+    Args:
+        error: an exception that was raised.
+        skip: frames of files with this in their path are not where it came from.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if skip is None or skip not in f.filename]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 class IterPPOError(Exception):

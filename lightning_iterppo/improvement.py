@@ -164,7 +164,7 @@ class RoundDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[PreparedTree]:
         """Samples, scores and prepares a round, and gives its batches."""
-        prepared = self._make(self._chosen(self.round), logged=self.logged_reward != "none")
+        prepared = self._make(self._chosen(self.round), logged=self.logged_reward != "none", at_anchor=self.round == 0)
         batches = LengthBatches(
             [len(item.tree) for item in prepared],
             self.batch_size,
@@ -200,9 +200,7 @@ class RoundDataModule(pl.LightningDataModule):
         first = number * each * world + rank * each
         return [self.conversations[self._order[(first + i) % len(self._order)]] for i in range(each)]
 
-    def _make(
-        self, conversations: Sequence[Conversation], *, logged: bool, at_anchor: bool | None = None
-    ) -> list[PreparedTree]:
+    def _make(self, conversations: Sequence[Conversation], *, logged: bool, at_anchor: bool) -> list[PreparedTree]:
         # In the precision that training uses: else the ratio would begin beside 1.
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
             states = self._sampled(conversations, logged=logged)
@@ -210,7 +208,6 @@ class RoundDataModule(pl.LightningDataModule):
             values = self.score(states)
             self._tell("prepare", len(states))
             scored = [self._rewarded(state, value) for state, value in zip(states, values, strict=True)]
-            at_anchor = self.round == 0 if at_anchor is None else at_anchor
             prepared = self.policy.prepare(scored, rows=self.rows, at_anchor=at_anchor)
         reward = self.policy.figures.get("reward_mean")
         if reward is not None:

@@ -35,7 +35,7 @@ from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.snapshot import load_modules, module_state, save_checkpoint
 from lightning_iterppo.summary import CRITIC_FIGURES, POLICY_FIGURES, IterationRecord, Rate, Summary, side_by_side
-from lightning_iterppo.talker import EVALUATION_SEEDS, HELD_OUT_SEEDS, TRAINING_SEEDS, Talker, first_seed
+from lightning_iterppo.talker import EVALUATION_SEEDS, HELD_OUT_SEEDS, TRAINING_SEEDS, Talker
 from lightning_iterppo.trainer import TrainerFactory, barrier, gather_lists, rank
 from lightning_iterppo.warm_start import WarmStart
 
@@ -226,8 +226,7 @@ class IterativePPOLoop:
         if self.logs and self.warm_start is not None and settings.warm_start_epochs > 0:
             self.tools.begin("warm-start")
             self.summary.logs = known_rate(self.logs)
-            if self.run_dir is not None and self.is_main:
-                write_conversations(self.run_dir.conversations("logs"), self.logs)
+            self._keep("logs", self.logs)
             # What people sent is to be imitated, not the suggestion that they put aside, however it ended.
             sent = [conversation.as_sent() for conversation in self.logs]
             data = TurnDataModule(
@@ -246,24 +245,25 @@ class IterativePPOLoop:
     def _collect(self, iteration: int) -> None:
         count = self.settings.conversations
         self.tools.begin("collect", count, "conversations")
-        first = first_seed(TRAINING_SEEDS, self.seed) + iteration * count
         name = f"iteration-{iteration:03d}"
-        self.conversations = self.talker.talk(self.customer, range(first, first + count), name, name)
+        self.conversations = self.talker.talk(self.customer, TRAINING_SEEDS, count, name, name, after=iteration * count)
         rate = outcome_rate(self.conversations)
         self._current = IterationRecord(iteration, rate)
         self._count("generated", self.progress.tokens)
-        if self.run_dir is not None and self.is_main:
-            write_conversations(self.run_dir.conversations(iteration), self.conversations)
+        self._keep(iteration, self.conversations)
         self.metrics["collect/outcome_rate"] = rate.outcome_rate
 
     def _evaluate(self) -> None:
         self.tools.begin("evaluate")
         self.critic_fit.iteration(self.conversations, self.earlier, self.logs if self.settings.critic_logs else [])
-        record = self._record
-        for name in CRITIC_FIGURES:
-            record.critic[name] = self.critic.figures.get(name)
+        self._record.critic = self._figures("critic", CRITIC_FIGURES, self.critic.figures)
         self._count("trained", self.progress.tokens)
-        self.metrics.update({f"critic/{k}": v for k, v in record.critic.items() if v is not None})
+
+    def _figures(self, part: str, names: Sequence[str], found: dict[str, float | None]) -> dict[str, float | None]:
+        """The figures that a record has, which are metrics too where they are known."""
+        figures = {name: found.get(name) for name in names}
+        self.metrics.update({f"{part}/{name}": value for name, value in figures.items() if value is not None})
+        return figures
 
     def _count(self, kind: str, tokens: int) -> None:
         """Adds the tokens of every process to the iteration's."""
@@ -272,12 +272,9 @@ class IterativePPOLoop:
     def _improve(self, iteration: int) -> None:
         self.tools.begin("improve")
         generated = self.improvement.iteration(iteration, self.conversations, self.logs)
-        record = self._record
-        for name in POLICY_FIGURES:
-            record.policy[name] = self.policy.figures.get(name)
+        self._record.policy = self._figures("policy", POLICY_FIGURES, self.policy.figures)
         self._count("generated", generated)
         self._count("trained", self.policy.trained_tokens)
-        self.metrics.update({f"policy/{k}": v for k, v in record.policy.items() if v is not None})
 
     @property
     def _record(self) -> IterationRecord:
@@ -306,14 +303,16 @@ class IterativePPOLoop:
         if count == 0:
             return None
         self.tools.begin(when, count, "conversations")
-        first = first_seed(seeds, self.seed)
         kind = "" if seeds == EVALUATION_SEEDS else "-held-out"
-        found = self.talker.talk(customer, range(first, first + count), when, f"{when}{kind}")
+        found = self.talker.talk(customer, seeds, count, when, f"{when}{kind}")
         if not kind:
             self._samples[when] = found
-        if self.run_dir is not None and self.is_main:
-            write_conversations(self.run_dir.conversations(f"{when}{kind}"), found)
+        self._keep(f"{when}{kind}", found)
         return outcome_rate(found)
+
+    def _keep(self, name: int | str, conversations: Sequence[Conversation]) -> None:
+        if self.run_dir is not None and self.is_main:
+            write_conversations(self.run_dir.conversations(name), conversations)
 
     # -- parts of it alone ---------------------------------------------------------------------------------------
 
@@ -321,9 +320,9 @@ class IterativePPOLoop:
         """Conversations under the policy as it is, with customers of the training seeds or of the evaluation ones."""
         with self._running():
             self.tools.begin("collect", conversations, "conversations")
-            first = first_seed(TRAINING_SEEDS if training else EVALUATION_SEEDS, self.seed)
-            found = self.talker.talk(self.customer, range(first, first + conversations), name, name)
-            self.progress.begin("done")
+            seeds = TRAINING_SEEDS if training else EVALUATION_SEEDS
+            found = self.talker.talk(self.customer, seeds, conversations, name, name)
+            self._done()
         return found
 
     def fit_critic_only(
@@ -333,7 +332,7 @@ class IterativePPOLoop:
         with self._running():
             self.tools.begin("evaluate")
             self.critic_fit.logs(logs, validation)
-            self.progress.begin("done")
+            self._done()
         return dict(self.critic.figures)
 
     def improve_only(self, logs: Sequence[Conversation]) -> dict[str, float | None]:
@@ -365,10 +364,13 @@ class IterativePPOLoop:
             if name not in self._samples and self.run_dir is not None and self.run_dir.conversations(name).exists():
                 self._samples[name] = read_conversations(self.run_dir.conversations(name))
         self.summary.examples = side_by_side(self._samples.get("before", []), self._samples.get("after", []))
-        self.progress.begin("done")
-        self.summary.status = "finished"
+        self._done()
         self._finished.append("done")
         self.save()
+
+    def _done(self) -> None:
+        self.progress.begin("done")
+        self.summary.status = "finished"
 
     # -- state ---------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
@@ -83,9 +82,7 @@ class PhaseTools:
         self.steps += trainer.global_step
         self.metrics.update({key: float(value) for key, value in trainer.callback_metrics.items() if key != "step"})
 
-    def validate(self, module: pl.LightningModule, data: pl.LightningDataModule) -> dict[str, Any]:
+    def validate(self, module: pl.LightningModule, data: pl.LightningDataModule) -> None:
         """Measures a module on its validation data."""
-        trainer = self.trainers.make(max_epochs=1, logger=self.loggers)
-        found = trainer.validate(module, datamodule=data, verbose=False)
+        self.trainers.make(max_epochs=1, logger=self.loggers).validate(module, datamodule=data, verbose=False)
         self.place()
-        return dict(found[0]) if found else {}

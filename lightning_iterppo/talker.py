@@ -19,7 +19,7 @@ from lightning_iterppo.trainer import gather_lists, rank, world_size
 TRAINING_SEEDS, EVALUATION_SEEDS, HELD_OUT_SEEDS = 0, 2**31, 3 * 2**30
 
 
-def first_seed(kind: int, seed: int) -> int:
+def _first_seed(kind: int, seed: int) -> int:
     """The first customer's seed of a run. All stay below 2³², which is as much as most random generators take."""
     return seed % 200 * 10_000_000 if kind == TRAINING_SEEDS else kind + seed % 1000 * 1_000_000
 
@@ -40,23 +40,28 @@ class Talker:
         self.settings = settings
         self.tools = tools
 
-    def talk(self, customer: Callable[[], Customer], seeds: range, version: str, prefix: str) -> list[Conversation]:
+    def talk(
+        self, customer: Callable[[], Customer], kind: int, count: int, version: str, prefix: str, *, after: int = 0
+    ) -> list[Conversation]:
         """This process's share of the conversations, then everybody's, in the order of the seeds.
 
         Args:
             customer: makes a customer.
-            seeds: one a conversation.
+            kind: where the customers' seeds come from, one of this module's ``…_SEEDS``.
+            count: how many conversations.
             version: the policy's, written into every suggestion.
             prefix: conversations are named ``prefix-SEED``, and their randomness comes from it.
+            after: how many customers of the kind the run has met before.
 
         Raises:
             CustomerError: a customer broke its protocol.
         """
-        own = list(seeds)[rank() :: world_size()]
+        first = _first_seed(kind, self.tools.seed) + after
+        own = range(first, first + count)[rank() :: world_size()]
         batches = 0
 
         def progressed(done: int) -> None:
-            self.tools.progress.done = min(done * world_size(), len(seeds))
+            self.tools.progress.done = min(done * world_size(), count)
             self.tools.moved()
 
         def engine() -> Engine:

@@ -7,11 +7,10 @@ import importlib.util
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
-from lightning_iterppo.errors import ConfigError, IterPPOError
+from lightning_iterppo.errors import ConfigError, IterPPOError, describe_exception
 from lightning_iterppo.recipe_files import nearest
 
 
@@ -94,11 +93,7 @@ def instantiate(spec: dict[str, Any], where: str = "", /, **offered: Any) -> Any
         raise
     except Exception as error:
         # The recipe's values met a class that refuses them, or a user's own class fails: its line says more than ours.
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        text = " ".join(str(error).split())
-        raise ConfigError(
-            f"{where}: {target}: {type(error).__name__}: {text} ({last.filename}:{last.lineno})"
-        ) from error
+        raise ConfigError(f"{where}: {target}: {describe_exception(error)}") from error
 
 
 def _check_arguments(target: str, where: str, arguments: dict[str, Any], named: list[str] | None) -> None:
@@ -138,7 +133,5 @@ def _import(name: str, where: str) -> Any:
     except SyntaxError as error:
         raise ConfigError(f"{where}: {error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
-        frames = [each for each in traceback.extract_tb(error.__traceback__) if "importlib" not in each.filename]
-        place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{where}: {name} does not import: {type(error).__name__}: {text}{place}") from error
+        said = describe_exception(error, skip="importlib")
+        raise ConfigError(f"{where}: {name} does not import: {said}") from error
