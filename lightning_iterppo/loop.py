@@ -190,6 +190,7 @@ class IterativePPOLoop:
         if f"iteration-{iteration}" in self._finished:
             return
         if f"collect-{iteration}" not in self._finished:
+            self.progress.begin("collect")  # not the last iteration's improvement, which would be seen to begin again
             self.hook("on_iteration_start")
         self._phase(f"collect-{iteration}", lambda: self._collect(iteration), "on_collect_end")
         self._phase(f"evaluate-{iteration}", self._evaluate, "on_critic_fit_end")

@@ -44,6 +44,7 @@ class Watcher(Callback):
 
     def on_iteration_start(self, loop: IterativePPOLoop) -> None:
         self.hooks.append("on_iteration_start")
+        self.seen.setdefault("starts", []).append((loop.progress.phase, loop.progress.iteration))
 
     def on_progress(self, loop: IterativePPOLoop) -> None:
         now = loop.progress
@@ -136,6 +137,10 @@ def test_the_phases_come_in_order(run: Run) -> None:
     # The held-out rate after the second iteration is measured like the one at the end.
     assert run.watcher.phases == ["warm-start", "before", *iteration, *iteration, "after"]
     assert run.loop.progress.phase == "done"
+
+
+def test_an_iteration_starts_in_its_own_first_phase(run: Run) -> None:
+    assert run.watcher.seen["starts"] == [("collect", 0), ("collect", 1)]
 
 
 def test_progress_counts_up_to_the_end_of_each_step(run: Run) -> None:
