@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 from lightning.pytorch.callbacks import EarlyStopping
@@ -36,6 +37,8 @@ class CriticFit:
         self.renderer = renderer
         self.settings = settings
         self.tools = tools
+        # What the head saw of conversations, by the very conversations: a trunk that is not tuned sees the same again.
+        self._seen: list[tuple[Sequence[Conversation], ActionFeatures | None]] = []
 
     def iteration(
         self, newest: Sequence[Conversation], earlier: Sequence[Sequence[Conversation]], logs: Sequence[Conversation]
@@ -51,14 +54,14 @@ class CriticFit:
             LogDataError: no outcome of π_k's conversations is known, or too few are held out for all processes.
         """
         settings = self.settings
-        logs = [conversation for conversation in logs if conversation.outcome is not None]
-        past = [*logs, *(conversation for part in earlier for conversation in part)]
+        past = [logs, *earlier]
         if settings.critic_epochs == 0:
             self._solve_head(past, newest, measure=True)
             return
         train, held = split_conversations(newest, settings.validation_fraction, self.tools.seed)
         if settings.critic_solve_head:
             self._solve_head(past, train)
+        logs = [conversation for conversation in logs if conversation.outcome is not None]
         if logs and not earlier:
             # The logs are of other people, whose outcomes come more or less often: they teach what matters, and the
             # newest conversations, which come last, how often it happens under π_k.
@@ -86,14 +89,22 @@ class CriticFit:
         self._tune(logs, validation)
 
     def _solve_head(
-        self, past: Sequence[Conversation], newest: Sequence[Conversation], *, measure: bool = False
+        self, past: Sequence[Sequence[Conversation]], newest: Sequence[Conversation], *, measure: bool = False
     ) -> None:
         """The optimal linear head on the critic's trunk as it is; with ``measure`` cross-validated too."""
         settings = self.settings
-        self.tools.progress.step(len(past) + len(newest), "conversations read")
-        old, new = self._features(past), self._features(newest)
+        groups = [*past, newest]
+        known = [self._seen_before(group) for group in groups]
+        unread = [group for group, features in zip(groups, known, strict=True) if features is None]
+        self.tools.progress.step(sum(map(len, unread)), "conversations read")
+        read = [features or self._features(group) for group, features in zip(groups, known, strict=True)]
+        if settings.critic_epochs == 0:
+            self._seen = list(zip(groups, read, strict=True))
+        *before, new = read
         if new is None:
             raise LogDataError(_NOTHING_KNOWN)
+        parts = [features for features in before if features is not None]
+        old = ActionFeatures.join(parts) if parts else None
         prior, trust = settings.critic_head_prior, settings.critic_head_trust
         self.critic.fit_head(new, old, prior=prior, trust=trust)
         if measure:
@@ -101,6 +112,16 @@ class CriticFit:
             self.critic.figures = cross_validate_head(
                 new, old, prior=prior, trust=trust, folds=folds, seed=self.tools.seed
             )
+
+    def _seen_before(self, group: Sequence[Conversation]) -> ActionFeatures | None:
+        for conversations, features in self._seen:
+            if len(conversations) == len(group) and all(map(operator.is_, conversations, group)):
+                return features
+        return None
+
+    def forget(self) -> None:
+        """What is kept of conversations no longer holds: the critic's trunk is another."""
+        self._seen = []
 
     def _features(self, conversations: Sequence[Conversation]) -> ActionFeatures | None:
         """Of all processes' shares; None when no outcome is known."""

@@ -242,6 +242,7 @@ class IterativePPOLoop:
             self.language_model.copy(POLICY, REFERENCE)
         # The critic starts from the policy's trunk: one made from nothing fails on a few hundred conversations.
         self.language_model.copy(POLICY, CRITIC)
+        self.critic_fit.forget()
 
     def _collect(self, iteration: int) -> None:
         count = self.settings.conversations
@@ -413,6 +414,7 @@ class IterativePPOLoop:
             if callback.state_key in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.state_key])
         load_modules(state["modules"], self.language_model, self.policy, self.critic)
+        self.critic_fit.forget()
 
     def save(self) -> None:
         """Writes the state and `summary.json`."""

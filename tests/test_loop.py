@@ -379,6 +379,27 @@ def test_a_critic_that_is_solved_for_and_not_tuned_is_measured_all_the_same(make
     assert loop.language_model.active == "policy"
 
 
+def test_a_trunk_that_is_not_tuned_reads_no_conversation_twice(
+    make_loop: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"iterations": 3, "critic_epochs": 0, "evaluation_conversations": 0, "warm_start_epochs": 0}
+
+    def run() -> tuple[list[int], IterativePPOLoop]:
+        watcher = Watcher()
+        loop = make_loop(settings=settings, callbacks=[watcher], logs=logs())
+        loop.run()
+        return [watcher.furthest["evaluate", i, "conversations read"][0] for i in range(3)], loop
+
+    read, loop = run()
+    known = sum(talk.outcome is not None for talk in logs())
+    assert read == [known + 20, 20, 20]
+    monkeypatch.setattr(critic_fit.CriticFit, "_seen_before", lambda self, group: None)
+    all_read, forgetful = run()
+    assert all_read == [known + 20, known + 40, known + 40]
+    assert torch.equal(loop.critic.head.linear.weight, forgetful.critic.head.linear.weight)
+    assert [i.critic for i in loop.summary.iterations] == [i.critic for i in forgetful.summary.iterations]
+
+
 def test_states_of_the_logs_join_an_improvement(make_loop: Make) -> None:
     used: list[set[str]] = []
 
