@@ -168,7 +168,8 @@ class PolicyConfig:
     # equally good, lower lets the critic's noise be scaled up then.
     whiten_floor: float = 0.1
     # Reward of the logged actions, which join the fresh ones: `return` is what they really earned (unbiased, noisy),
-    # `q` the critic's value, `mix` the mean of both, `none` leaves logged actions out.
+    # `q` the critic's value, `mix` the mean of both (a quarter of the noise's variance), `none` leaves logged actions
+    # out. Among a few hundred conversations the noise of whole returns drowns what Q says about the fresh ones.
     logged_reward: str = "none"
     # Fresh responses to each logged state. More compares alternatives better and costs generation time.
     samples_per_state: int = 2
