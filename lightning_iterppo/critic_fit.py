@@ -96,7 +96,7 @@ class CriticFit:
         groups = [*past, newest]
         known = [self._seen_before(group) for group in groups]
         unread = [group for group, features in zip(groups, known, strict=True) if features is None]
-        self.tools.progress.step(sum(map(len, unread)), "conversations read")
+        self.tools.progress.step(sum(c.outcome is not None for group in unread for c in group), "conversations read")
         read = [features or self._features(group) for group, features in zip(groups, known, strict=True)]
         if settings.critic_epochs == 0:
             self._seen = list(zip(groups, read, strict=True))

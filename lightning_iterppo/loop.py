@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
@@ -25,17 +25,18 @@ from lightning_iterppo.data.logs import read_conversations, write_conversations
 from lightning_iterppo.data.turns import TurnDataModule
 from lightning_iterppo.evaluation.rates import known_rate, outcome_rate
 from lightning_iterppo.machine import describe_machine, peak_memory_bytes
+from lightning_iterppo.measurement import Measurement
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.phase import PhaseTools
 from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.policy_improvement import PolicyImprovement
-from lightning_iterppo.progress import Phase, Progress
+from lightning_iterppo.progress import Progress
 from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.snapshot import load_modules, module_state, save_checkpoint
 from lightning_iterppo.summary import CRITIC_FIGURES, POLICY_FIGURES, IterationRecord, Rate, Summary, side_by_side
-from lightning_iterppo.talker import EVALUATION_SEEDS, HELD_OUT_SEEDS, TRAINING_SEEDS, Talker
+from lightning_iterppo.talker import EVALUATION_SEEDS, TRAINING_SEEDS, Talker
 from lightning_iterppo.trainer import TrainerFactory, barrier, gather_lists, rank
 from lightning_iterppo.warm_start import WarmStart
 
@@ -102,6 +103,7 @@ class IterativePPOLoop:
             seed=seed,
         )
         self.talker = Talker(language_model, renderer, settings, self.tools)
+        self.measurement = Measurement(self.talker, settings, self.tools, self._keep)
         self.critic_fit = CriticFit(critic, renderer, settings, self.tools)
         self.improvement = PolicyImprovement(policy, critic, self.talker, settings, self.tools)
         self.conversations: list[Conversation] = []
@@ -111,7 +113,6 @@ class IterativePPOLoop:
         self.stop_reason: str | None = None
         self._finished: list[str] = []  # names of phases that need not be done again
         self._current: IterationRecord | None = None
-        self._samples: dict[str, list[Conversation]] = {}
 
     # -- what callbacks use --------------------------------------------------------------------------------------
 
@@ -284,33 +285,19 @@ class IterativePPOLoop:
         return self._current
 
     def _measure_iteration(self, iteration: int) -> None:
-        rate = self._rate(self.customer, self.settings.evaluation_conversations, EVALUATION_SEEDS, "after")
+        rate = self.measurement.evaluation(self.customer, "after")
         if rate is not None:
             self.evaluations[iteration] = rate
             self._record.held_out = rate
 
-    def _measure(self, when: Phase) -> None:
+    def _measure(self, when: Literal["before", "after"]) -> None:
         """The outcome rate on customers that training never meets, and on another kind of customer."""
-        settings = self.settings
-        rate = self._rate(self.customer, settings.evaluation_conversations, EVALUATION_SEEDS, when)
-        second = None
-        if self.held_out_customer is not None:
-            second = self._rate(self.held_out_customer, settings.held_out_conversations, HELD_OUT_SEEDS, when)
+        rate = self.measurement.evaluation(self.customer, when)
+        second = self.measurement.held_out(self.held_out_customer, when)
         if when == "before":
             self.summary.before, self.summary.before_held_out = rate, second
         else:
             self.summary.after, self.summary.after_held_out = rate, second
-
-    def _rate(self, customer: Callable[[], Customer], count: int, seeds: int, when: Phase) -> Rate | None:
-        if count == 0:
-            return None
-        self.tools.begin(when, count, "conversations")
-        kind = "" if seeds == EVALUATION_SEEDS else "-held-out"
-        found = self.talker.talk(customer, seeds, count, when, f"{when}{kind}")
-        if not kind:
-            self._samples[when] = found
-        self._keep(f"{when}{kind}", found)
-        return outcome_rate(found)
 
     def _keep(self, name: int | str, conversations: Sequence[Conversation]) -> None:
         if self.run_dir is not None and self.is_main:
@@ -362,13 +349,18 @@ class IterativePPOLoop:
         last = len(self.summary.iterations) - 1
         if self.run_dir is not None and last >= 0 and not self.run_dir.checkpoint(last).exists():
             self.save_checkpoint(last)
-        for name in ("before", "after"):
-            if name not in self._samples and self.run_dir is not None and self.run_dir.conversations(name).exists():
-                self._samples[name] = read_conversations(self.run_dir.conversations(name))
-        self.summary.examples = side_by_side(self._samples.get("before", []), self._samples.get("after", []))
+        before, after = (self._measured(when) for when in ("before", "after"))
+        self.summary.examples = side_by_side(before, after)
         self._done()
         self._finished.append("done")
         self.save()
+
+    def _measured(self, when: str) -> list[Conversation]:
+        """The evaluation conversations, read again if another process had them before a resume."""
+        held = self.measurement.samples.get(when)
+        if held is None and self.run_dir is not None and self.run_dir.conversations(when).exists():
+            held = read_conversations(self.run_dir.conversations(when))
+        return held or []
 
     def _done(self) -> None:
         self.progress.begin("done")
