@@ -153,7 +153,9 @@ class ShopCustomer:
         if others:
             return self._say(say.WRONG_PRODUCT, named=others[0].split()[-1])
         if self._stage == "answer":
-            return self._say(say.SPEECH if len(acts.answers) > 1 else say.IGNORED)
+            if len(acts.topics) > 1:
+                return self._say(say.SPEECH)
+            return self._say(say.NO_FACT if acts.topics == {self._question} else say.IGNORED)
         return self._say(say.TOLD_ALREADY if self._stage == "product" and acts.asks_need else say.GENERIC)
 
     def _pending(self) -> str:

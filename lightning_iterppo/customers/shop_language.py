@@ -32,7 +32,8 @@ _STRONG: Final[dict[Family, str]] = {
     "delivery": r"\bships?\b|shipp(?:ed|ing)|deliver|(?<!if it )arriv|overnight|courier|next[- ]day|same[- ]day"
     rf"|your door|(?:have|get|got|yours|be here|be there|with you|reach\w*) (?:\w+ ){{0,3}}(?:by|before|on) {_DAY}"
     r"|\btomorrow\b",
-    "returns": r"\breturn|refund|money[- ]back|get (?:all )?your money|exchang|\bswap|(?:30|thirty)[- ]days?"
+    "returns": r"\breturn|refund|money[- ]back|get (?:all )?your money|exchang|\bswap"
+    r"|(?:30|thirty)[- ]days? (?:to|of|trial|period|return)|(?:have|got|get|try \w+ for) (?:\w+ ){0,2}(?:30|thirty) days"
     r"|no questions asked|(?:send|bring|take|give|have) (?:it|the \w+) (?:right |straight )?back|change your mind"
     r"|keep the receipt",
 }
@@ -45,6 +46,27 @@ _WEAK: Final[dict[Family, str]] = {
     r"|(?:this|today|right) (?:week|now|away)|\bexpress\b|in stock|pick it up|\bsen[dt]\b",
     "returns": r"\btrial\b|month to (?:try|decide)|full month|bring it|try it|back within|unhappy|\bany reason\b",
 }
+# What a customer can rely on. A message about a question without it is talk, not an answer: "You can return it at your
+# old address.", "We can spread the cost over six dates." and the like were found by policies in training.
+_MANY = r"(?:\d+|two|three|four|five|six|seven|ten|twelve|fourteen|thirty|sixty|ninety|a few|several|a couple of)"
+_FACTS: Final[dict[Family, str]] = {
+    "price": r"discount|percent|\d ?%|\$\d+|dollars?\b|inst[ae]l?lments?|payments?\b|\bmonth|\bweeks?\b|interest|worth"
+    r"|value|cheaper|on sale|match|lower|reduce|\bless\b|\bsave\b|(?:fair|best|good) price|offer|\bdeal\b|payment plan"
+    r"|\bhalf\b|\blater\b|afford|bargain|\boff\b",
+    "quality": "",  # whatever speaks to it, a warranty or a material, is something to rely on
+    "delivery": rf"tomorrow|\btoday\b|tonight|overnight|(?:next|same)[- ]day|{_DAYS}|{_MANY} (?:working |business )?days?\b"
+    rf"|\bhours\b|(?:this|a|one|within the) week\b|weekend|\b(?:mon|tues|wednes|thurs|fri|satur|sun)day|by then|right (?:now|away)|at once|express|pick it up",
+    "returns": rf"refund|money|\bpay (?:it |you )?back|for free|\bfree\b|no questions|exchang|\bswap|\bany (?:time|reason)\b"
+    rf"|(?:within|for|after|up to|have|inside) (?:a full |a |the |full |the first )?(?:{_MANY}[- ])?(?:days?|weeks?|months?)\b"
+    r"|full month|month to|(?:30|thirty|14|fourteen|60|sixty)[- ]days?|this (?:week|month)|(?:no|without) (?:extra )?cost"
+    r"|\bif (?:you|it)\b|keep the receipt|change your mind",
+}
+# "We can return it today": it is the customer who would bring it back.
+_NOT_A_FACT: Final[dict[Family, str]] = {
+    "returns": r"\b(?:we|i)(?:'ll| will| can| could| would| may)? return (?!your|you\b)",
+}
+_FACTS_RE: Final = {family: re.compile(pattern) for family, pattern in _FACTS.items()}
+_NOT_A_FACT_RE: Final = {family: re.compile(pattern) for family, pattern in _NOT_A_FACT.items()}
 _STRONG_RE: Final = {family: re.compile(pattern) for family, pattern in _STRONG.items()}
 _WEAK_RE: Final = {family: re.compile(pattern) for family, pattern in _WEAK.items()}
 # "There is no warranty", "you can't return it": said before the keyword, at most one word between.
@@ -108,19 +130,17 @@ class AgentActs:
         asks_contact: it asks for a contact or an order.
         greets: it greets or chats.
         products: names of the known products in it.
-        answers: which questions it speaks to.
+        topics: which questions it speaks to.
+        answer: the one question that it answers with something to rely on; None when there is none, when it only
+            talks about it, or when it is a speech about several.
     """
 
     asks_need: bool
     asks_contact: bool
     greets: bool
     products: tuple[str, ...]
-    answers: frozenset[Family]
-
-    @property
-    def answer(self) -> Family | None:
-        """The one question it answers; None when it answers none or is a speech about several."""
-        return next(iter(self.answers)) if len(self.answers) == 1 else None
+    topics: frozenset[Family]
+    answer: Family | None
 
 
 def normalise(text: str) -> str:
@@ -185,12 +205,14 @@ def understand(text: str, names: Iterable[str]) -> AgentActs:
     told = " ".join(s for s in sentences if s not in questions or _OFFER.search(s))
     strong = frozenset(family for family in FAMILIES if _says(_STRONG_RE[family], told))
     weak = frozenset(family for family in FAMILIES if _says(_WEAK_RE[family], told))
+    topics = strong or weak
     return AgentActs(
         asks_need=asked or _TELL.search(plain) is not None,
         asks_contact=_CONTACT.search(_PROMISED.sub(" ", plain)) is not None,
         greets=_GREETING.search(plain) is not None,
         products=products,
-        answers=strong or weak,
+        topics=topics,
+        answer=_answer(topics, told),
     )
 
 
@@ -198,6 +220,15 @@ def understand(text: str, names: Iterable[str]) -> AgentActs:
 _PROMISED: Final = re.compile(
     r"\byou(?:'ll| will|'d| would)? (?:\w+ )?(?:get|have|receive|return) (?:back )?(?:your|a|the) [\w ]+"
 )
+
+
+def _answer(topics: frozenset[Family], told: str) -> Family | None:
+    """The one topic, if what is told about it is a fact."""
+    if len(topics) != 1:
+        return None
+    (topic,) = topics
+    empty = topic in _NOT_A_FACT_RE and _NOT_A_FACT_RE[topic].search(told) is not None
+    return topic if not empty and _FACTS_RE[topic].search(told) else None
 
 
 def _says(pattern: re.Pattern[str], plain: str) -> bool:

@@ -275,6 +275,15 @@ SPEECH: Final[tuple[str, ...]] = (
     "Just one answer, please.",
 )
 
+NO_FACT: Final[tuple[str, ...]] = (
+    "I don't quite see what that means.",
+    "Could you be more precise?",
+    "That's not clear to me.",
+    "Hm, that could mean anything.",
+    "How do you mean that, exactly?",
+    "I'd need something I can rely on.",
+)
+
 EARLY: Final[tuple[str, ...]] = (
     "Not so fast.",
     "I'm not there yet.",

@@ -26,6 +26,7 @@ from lightning_iterppo.customers.shop_agent import (
     scripted_logs,
 )
 from lightning_iterppo.customers.shop_language import AgentActs, follows, understand
+from lightning_iterppo.customers.shop_phrases import Family
 
 NAMES = [product.name for product in (*catalogue("train"), *catalogue("held-out"))]
 # What seed 7 gives; a change here changes every log and benchmark.
@@ -166,12 +167,12 @@ def test_briefing_lists_the_need_once() -> None:
 @pytest.mark.parametrize("text", ASK_NEED)
 def test_asking_the_need_is_understood(text: str) -> None:
     assert follows(text)
-    assert acts(text) == AgentActs(True, False, acts(text).greets, (), frozenset())
+    assert acts(text) == AgentActs(True, False, acts(text).greets, (), frozenset(), None)
 
 
 @pytest.mark.parametrize("text", ASK_CONTACT)
 def test_asking_the_contact_is_understood(text: str) -> None:
-    assert follows(text) and acts(text).asks_contact and not acts(text).answers
+    assert follows(text) and acts(text).asks_contact and not acts(text).topics
 
 
 @pytest.mark.parametrize(("family", "text"), [(f, t) for f, lines in ANSWERS.items() for t in lines])
@@ -181,7 +182,7 @@ def test_answers_are_understood(family: str, text: str) -> None:
 
 @pytest.mark.parametrize("text", [*FILLER, *CHAT])
 def test_filler_is_nothing(text: str) -> None:
-    assert follows(text) and not acts(text).asks_need and not acts(text).asks_contact and not acts(text).answers
+    assert follows(text) and not acts(text).asks_need and not acts(text).asks_contact and not acts(text).topics
 
 
 def test_pitches_name_one_product() -> None:
@@ -211,6 +212,33 @@ def test_pitches_name_one_product() -> None:
 )
 def test_free_answers(text: str, answer: str | None) -> None:
     assert acts(text).answer == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "family"),
+    [
+        ("You can return the Fleece at your old address.", "returns"),
+        ("We can return it today, so you'll have it in two days.", "returns"),
+        ("You can return it today. It's brand-new.", "returns"),
+        ("We can spread the cost over six dates.", "price"),
+        ("It would arrive the evening of the week, so it's a day off.", "delivery"),
+        ("Delivery is what we do.", "delivery"),
+    ],
+)
+def test_a_topic_without_a_fact_is_no_answer(text: str, family: Family) -> None:
+    assert follows(text) and acts(text).topics == {family} and acts(text).answer is None
+    seed = 0
+    while (talk := talk_until("answer", seed)).customer._question != family:
+        seed += 1
+    patience = talk.customer._patience
+    reply = talk.tell(text)
+    assert talk.customer._stage == "answer" and talk.customer._patience == patience - 1
+    assert any(reply.text.startswith(phrase) for phrase in say.NO_FACT)
+
+
+def test_thirty_days_of_something_else_are_no_right_to_return() -> None:
+    assert not acts("You could order it within thirty days.").topics
+    assert acts("You have 30 days to try it.").answer == "returns"
 
 
 @pytest.mark.parametrize(
