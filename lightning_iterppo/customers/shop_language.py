@@ -33,7 +33,8 @@ _STRONG: Final[dict[Family, str]] = {
     rf"|your door|(?:have|get|got|yours|be here|be there|with you|reach\w*) (?:\w+ ){{0,3}}(?:by|before|on) {_DAY}"
     r"|\btomorrow\b",
     "returns": r"\breturn|refund|money[- ]back|get (?:all )?your money|exchang|\bswap"
-    r"|(?:30|thirty)[- ]days? (?:to|of|trial|period|return)|(?:have|got|get|try \w+ for) (?:\w+ ){0,2}(?:30|thirty) days"
+    r"|(?:30|thirty)[- ]days? (?:to|of|trial|period|return)"
+    r"|(?:have|got|get|try \w+ for) (?:\w+ ){0,2}(?:30|thirty) days"
     r"|no questions asked|(?:send|bring|take|give|have) (?:it|the \w+) (?:right |straight )?back|change your mind"
     r"|keep the receipt",
 }
@@ -54,11 +55,16 @@ _FACTS: Final[dict[Family, str]] = {
     r"|value|cheaper|on sale|match|lower|reduce|\bless\b|\bsave\b|(?:fair|best|good) price|offer|\bdeal\b|payment plan"
     r"|\bhalf\b|\blater\b|afford|bargain|\boff\b",
     "quality": "",  # whatever speaks to it, a warranty or a material, is something to rely on
-    "delivery": rf"tomorrow|\btoday\b|tonight|overnight|(?:next|same)[- ]day|{_DAYS}|{_MANY} (?:working |business )?days?\b"
-    rf"|\bhours\b|(?:this|a|one|within the) week\b|weekend|\b(?:mon|tues|wednes|thurs|fri|satur|sun)day|by then|right (?:now|away)|at once|express|pick it up",
-    "returns": rf"refund|money|\bpay (?:it |you )?back|for free|\bfree\b|no questions|exchang|\bswap|\bany (?:time|reason)\b"
-    rf"|(?:within|for|after|up to|have|inside) (?:a full |a |the |full |the first )?(?:{_MANY}[- ])?(?:days?|weeks?|months?)\b"
-    r"|full month|month to|(?:30|thirty|14|fourteen|60|sixty)[- ]days?|this (?:week|month)|(?:no|without) (?:extra )?cost"
+    "delivery": rf"tomorrow|\btoday\b|tonight|overnight|(?:next|same)[- ]day|{_DAYS}"
+    rf"|{_MANY} (?:working |business )?days?\b"
+    r"|\bhours\b|(?:this|a|one|within the) week\b|weekend"
+    r"|\b(?:mon|tues|wednes|thurs|fri|satur|sun)day|by then|right (?:now|away)|at once|express|pick it up",
+    "returns": r"refund|money|\bpay (?:it |you )?back|for free|\bfree\b|no questions|exchang|\bswap"
+    r"|\bany (?:time|reason)\b"
+    r"|(?:within|for|after|up to|have|inside) (?:a full |a |the |full |the first )?"
+    rf"(?:{_MANY}[- ])?(?:days?|weeks?|months?)\b"
+    r"|full month|month to|(?:30|thirty|14|fourteen|60|sixty)[- ]days?|this (?:week|month)"
+    r"|(?:no|without) (?:extra )?cost"
     r"|\bif (?:you|it)\b|keep the receipt|change your mind",
 }
 # "We can return it today": it is the customer who would bring it back.
