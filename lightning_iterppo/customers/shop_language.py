@@ -35,7 +35,7 @@ _STRONG: Final[dict[Family, str]] = {
     "returns": r"\breturn|refund|money[- ]back|get (?:all )?your money|exchang|\bswap"
     r"|(?:30|thirty)[- ]days? (?:to|of|trial|period|return)"
     r"|(?:have|got|get|try \w+ for) (?:\w+ ){0,2}(?:30|thirty) days"
-    r"|no questions asked|(?:send|bring|take|give|have) (?:it|the \w+) (?:right |straight )?back|change your mind"
+    r"|no questions asked|(?:send|bring|take|give|have) (?:it|the \w+) (?:right |straight )?back\b|change your mind"
     r"|keep the receipt",
 }
 _WEAK: Final[dict[Family, str]] = {

@@ -239,6 +239,7 @@ def test_a_topic_without_a_fact_is_no_answer(text: str, family: Family) -> None:
 def test_thirty_days_of_something_else_are_no_right_to_return() -> None:
     assert not acts("You could order it within thirty days.").topics
     assert acts("You have 30 days to try it.").answer == "returns"
+    assert not acts("We have the Summit backpack for that.").topics
 
 
 @pytest.mark.parametrize(
