@@ -24,7 +24,9 @@ __all__ = [
     "improvement_bound",
     "multi_turn_gradient",
     "occupancy",
+    "of_histories",
     "optimum",
+    "outcome_problem",
     "random_problem",
     "single_turn_gradient",
 ]
@@ -278,3 +280,41 @@ def random_problem(
         gamma=gamma,
         person=kernel,
     )
+
+
+def outcome_problem(seed: int, *, tokens: int = 3, length: int = 2, turns: int = 2, states: int = 3) -> Problem:
+    """A random conversation with a binary outcome, which ends when it is paid; the last turn pays most often.
+
+    Rewards are probabilities, and Q is the probability that the conversation is paid from here on.
+    """
+    drawn = random_problem(seed, tokens=tokens, length=length, turns=turns, states=states)
+    reward = drawn.reward + 0.5
+    reward[:-1] *= 0.3  # so that an earlier turn pays by where it leads more than by itself
+    return replace(drawn, reward=reward, transition=drawn.transition * (1 - reward).unsqueeze(-1))
+
+
+def of_histories(problem: Problem) -> Problem:
+    """The same conversation with whole histories as states, so that any policy of a language model is a table.
+
+    At turn t the history (s_0, a_0, s_1, …, s_t) is state ((s_0 A + a_0) S + s_1) A + … + s_t; the table is as large as
+    the last turn needs, and the states that an earlier turn does not have are never reached.
+    """
+    problem = problem.of_suggestions()
+    turns, states, responses = problem.reward.shape
+    size = states * (responses * states) ** (turns - 1)
+    reward = torch.zeros(turns, size, responses, dtype=problem.reward.dtype)
+    transition = torch.zeros(turns, size, responses, size, dtype=problem.reward.dtype)
+    start = torch.zeros(size, dtype=problem.start.dtype)
+    start[:states] = problem.start
+    for turn in range(turns):
+        count = states * (responses * states) ** turn
+        history = torch.arange(count)
+        state = history % states
+        reward[turn, :count] = problem.reward[turn][state]
+        if turn + 1 < turns:
+            following = (history[:, None, None] * responses + torch.arange(responses)[:, None]) * states
+            following = following + torch.arange(states)
+            rows = history[:, None, None].expand_as(following)
+            columns = torch.arange(responses)[:, None].expand_as(following)
+            transition[turn, rows, columns, following] = problem.transition[turn][state]
+    return replace(problem, start=start, reward=reward, transition=transition)
