@@ -1,4 +1,4 @@
-"""Plays a random conversation that `theory` can enumerate: words without meaning, outcomes by chance, the optimum known.
+"""Plays a random conversation that `theory` can enumerate: words without meaning, outcomes by chance, a known optimum.
 
 What the loop reaches with it can be held against `theory.optimum`, and each improvement against the exact one.
 """

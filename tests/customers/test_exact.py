@@ -84,7 +84,7 @@ def test_the_vocabulary_has_every_word() -> None:
 def test_histories_as_states_change_no_value() -> None:
     for number in range(10):
         problem = outcome_problem(number)
-        turns, states, responses = problem.reward.shape
+        _, states, responses = problem.reward.shape
         unrolled = of_histories(problem)
         generator = torch.Generator().manual_seed(number)
         policy = torch.rand(problem.reward.shape, generator=generator, dtype=torch.float64)
