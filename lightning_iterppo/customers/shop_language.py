@@ -99,9 +99,9 @@ _CONTACT: Final = re.compile(
     r"|(?:^|[.!?,] |please |just )(?:order|buy|reserve|book|purchase)\b"
 )
 _NEED: Final = re.compile(
-    r"\b(?:what|which)\b(?! do you think).*\b(?:for|need|looking|plan\w*|us(?:e|ing)|do you|doing"
-    r"|activity|sports?|hobby|brings?|help|find|after|interest\w*|have in mind)\b"
-    r"|\bhow (?:can|may|could) (?:i|we) (?:help|assist)|\b(?:how|where) .*\bus(?:e|ing)\b"
+    r"\b(?:what|which)\b(?! do you think).*\b(?:for|need|looking|plan\w*|do you|doing"
+    r"|us(?:e|ing) (?:it|this|that|them|one)\b|activity|sports?|hobby|brings?|help|find|after|interest\w*|have in mind)\b"
+    r"|\bhow (?:can|may|could) (?:i|we) (?:help|assist)|\b(?:how|where) .*\bus(?:e|ing) (?:it|this|that|them|one)\b"
     r"|\bare you (?:\w+ )?(?:looking|after|shopping|planning|into|searching|hoping)\b"
     r"|\bdo you (?:\w+ )?(?:need|do|play)\b|\bis (?:it|this|that) for\b"
     r"|\banything (?:special|specific|particular|in mind|you)|\blooking for\b|\b(?:can|may) i help\b|\bin mind\b"
@@ -222,9 +222,11 @@ def understand(text: str, names: Iterable[str]) -> AgentActs:
     )
 
 
-# "You get your phone number" asks for nothing: a policy in training found that it was taken for asking.
+# "You get your phone number" and "Looking forward to your e-mail" ask for nothing: policies in training found that they
+# were taken for asking.
 _PROMISED: Final = re.compile(
-    r"\byou(?:'ll| will|'d| would)? (?:\w+ )?(?:get|have|receive|return) (?:back )?(?:your|a|the) [\w ]+"
+    r"\blook(?:ing)? forward to [\w -]+"
+    r"|\byou(?:'ll| will|'d| would)? (?:\w+ )?(?:get|have|receive|return) (?:back )?(?:your|a|the) [\w ]+"
 )
 
 

@@ -396,8 +396,20 @@ def test_bad_use_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["You get your phone number.", "You get your phone number and dial.", "You'll get your email."]
+    "text",
+    [
+        "You get your phone number.",
+        "You get your phone number and dial.",
+        "You'll get your email.",
+        "Great, looking forward to your e-mail.",
+    ],
 )
 def test_a_promise_of_a_contact_asks_for_none(text: str) -> None:
     assert not understand(text, []).asks_contact
     assert understand("You get it for less. Could I have your phone number?", []).asks_contact
+
+
+def test_the_need_is_asked_for_and_not_a_use_made_up() -> None:
+    assert not understand("What would you like to use as a water filter?", []).asks_need
+    for asked in ("What would you use it for?", "Where will you be using it?", "How are you going to use them?"):
+        assert understand(asked, []).asks_need
