@@ -100,7 +100,8 @@ _CONTACT: Final = re.compile(
 )
 _NEED: Final = re.compile(
     r"\b(?:what|which)\b(?! do you think).*\b(?:for|need|looking|plan\w*|do you|doing"
-    r"|us(?:e|ing) (?:it|this|that|them|one)\b|activity|sports?|hobby|brings?|help|find|after|interest\w*|have in mind)\b"
+    r"|us(?:e|ing) (?:it|this|that|them|one)\b|activity|sports?|hobby|brings?|help|find|after|interest\w*"
+    r"|have in mind)\b"
     r"|\bhow (?:can|may|could) (?:i|we) (?:help|assist)|\b(?:how|where) .*\bus(?:e|ing) (?:it|this|that|them|one)\b"
     r"|\bare you (?:\w+ )?(?:looking|after|shopping|planning|into|searching|hoping)\b"
     r"|\bdo you (?:\w+ )?(?:need|do|play)\b|\bis (?:it|this|that) for\b"
