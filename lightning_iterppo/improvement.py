@@ -25,8 +25,11 @@ from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree
 from lightning_iterppo.policy import PPOPolicy
+from lightning_iterppo.trainer import gather_lists
 
 LoggedReward = Literal["return", "q", "mix", "none"]
+# Conversations, over all processes, in whose states the end of an improvement is measured: some hundred responses.
+MEASURED = 16
 
 
 class Scorer(Protocol):
@@ -157,7 +160,7 @@ class RoundDataModule(pl.LightningDataModule):
         self.seed = seed
         self.on_stage = on_stage
         self.round = 0
-        self.first_reward: float | None = None
+        self.first_reward: float | None = None  # of the first round, in the states that are measured at the end
         self.generated_tokens = 0
         order = torch.randperm(len(self.conversations), generator=torch.Generator().manual_seed(seed))
         self._order: list[int] = order.tolist()
@@ -188,9 +191,14 @@ class RoundDataModule(pl.LightningDataModule):
     def measure(self) -> None:
         """Measures the policy as it is now, after the last round: ``policy.figures`` then are of its end.
 
-        Samples afresh in the states of the first round, so that ``reward_gain`` compares like with like.
+        Samples afresh in states of the first round, so that ``reward_gain`` compares like with like: of the first
+        `MEASURED` conversations, since this costs as much as half a round and trains nothing.
         """
-        self._make(self._chosen(0), logged=False, at_anchor=False)
+        self._make(self._chosen(0)[: self._measured()], logged=False, at_anchor=False)
+
+    def _measured(self) -> int:
+        """This process's share of the conversations that are measured."""
+        return max(1, MEASURED // (self.trainer.world_size if self.trainer else 1))
 
     def _chosen(self, number: int) -> list[Conversation]:
         """This process's share of a round's conversations; the next ones of one shuffled order, over and over."""
@@ -209,11 +217,17 @@ class RoundDataModule(pl.LightningDataModule):
             self._tell("prepare", len(states))
             scored = [self._rewarded(state, value) for state, value in zip(states, values, strict=True)]
             prepared = self.policy.prepare(scored, rows=self.rows, at_anchor=at_anchor)
-        reward = self.policy.figures.get("reward_mean")
-        if reward is not None:
-            self.first_reward = reward if self.first_reward is None else self.first_reward
-            self.policy.figures["reward_gain"] = reward - self.first_reward
+        reward = self._mean_reward(scored[: self._measured()])
+        self.first_reward = reward if self.first_reward is None else self.first_reward
+        self.policy.figures["reward_gain"] = reward - self.first_reward
         return prepared
+
+    @staticmethod
+    def _mean_reward(scored: Sequence[ScoredTree]) -> float:
+        """Of the fresh responses, over all processes; there are some, every state has them."""
+        rewards = [r for tree in scored for r, fresh in zip(tree.rewards, tree.fresh, strict=True) if fresh]
+        sums = gather_lists([(sum(rewards), len(rewards))])
+        return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
     def _sampled(self, conversations: Sequence[Conversation], *, logged: bool) -> list[RoundState]:
         """Fresh responses in every state, and the logged ones if they count."""

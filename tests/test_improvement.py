@@ -13,7 +13,7 @@ from lightning_iterppo.conversation import Conversation, Message, Suggestion, Tu
 from lightning_iterppo.data.samples import PreparedTree, ScoredTree
 from lightning_iterppo.generation.engine import Response
 from lightning_iterppo.generation.sampling import Sampling
-from lightning_iterppo.improvement import RoundDataModule, RoundState, score_each
+from lightning_iterppo.improvement import MEASURED, RoundDataModule, RoundState, score_each
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.policy import PPOPolicy
@@ -267,6 +267,23 @@ def test_the_end_is_measured_in_the_states_of_the_first_round(make_language_mode
     assert round_.policy.asked["at_anchor"] is False
     assert round_.policy.figures["reward_gain"] == 3.0
     assert all(all(tree.fresh) for tree in round_.policy.given)
+
+
+def test_the_end_is_measured_in_some_states_and_against_the_same_ones(make_language_model: Make) -> None:
+    talks = [talk(str(n)) for n in range(MEASURED + 4)]
+    round_ = Round(make_language_model, talks, samples_per_state=1, conversations_per_round=len(talks))
+    met: list[list[str]] = []
+
+    def score(states: Sequence[RoundState]) -> list[list[float]]:
+        met.append([state.conversation.id for state in states])
+        # Only what is measured in the end starts at 0.2; at the end everything is worth 0.5.
+        return [[0.5 if len(met) > 1 else 0.2 if n < MEASURED else 0.9] * len(s.turns) for n, s in enumerate(states)]
+
+    round_.data.score = score
+    round_.data.train_dataloader()
+    round_.data.measure()
+    assert met[1] == met[0][:MEASURED]
+    assert round_.policy.figures["reward_gain"] == pytest.approx(0.3)
 
 
 def test_an_improvement_of_nothing(make_language_model: Make) -> None:
