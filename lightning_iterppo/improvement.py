@@ -226,7 +226,7 @@ class RoundDataModule(pl.LightningDataModule):
     def _mean_reward(scored: Sequence[ScoredTree]) -> float:
         """Of the fresh responses, over all processes; there are some, every state has them."""
         rewards = [r for tree in scored for r, fresh in zip(tree.rewards, tree.fresh, strict=True) if fresh]
-        sums = gather_lists([(sum(rewards), len(rewards))])
+        sums: list[tuple[float, int]] = gather_lists([(sum(rewards), len(rewards))])
         return sum(total for total, _ in sums) / sum(count for _, count in sums)
 
     def _sampled(self, conversations: Sequence[Conversation], *, logged: bool) -> list[RoundState]:
