@@ -2,8 +2,8 @@
 
 ``python benchmarks/exact/run.py`` runs the recipe ``exact.yaml`` on twenty random problems. Before and after every
 improvement it writes out the policy, every history with every response, and computes its exact value and the exact
-improvement of the same KL. Results go to ``benchmarks/results/exact/``; ``--plots`` draws the plots of docs/theory.md
-from the results that are there.
+improvement of the same KL. Results go to ``benchmarks/results/exact/``; ``--plots`` only draws
+them, into ``docs/images/``, and needs matplotlib.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from lightning_iterppo.build import build_loop
 from lightning_iterppo.composition import compose
 from lightning_iterppo.conversation import Message
-from lightning_iterppo.customers.exact import WORDS, state_word
+from lightning_iterppo.customers.exact import WORDS, state_word, vocabulary
 from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.machine import describe_machine
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "exact"
 IMAGES = ROOT / "docs" / "images"
 TURNS, STATES, TOKENS, LENGTH = 2, 3, 3, 2
+SIZES = {"turns": TURNS, "states": STATES, "tokens": TOKENS, "length": LENGTH}
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Result:
 
 def histories() -> list[list[Message]]:
     """All histories, in the order of the states of `of_histories`, of all turns one after another."""
-    responses = outcome_problem(0, turns=TURNS, states=STATES, tokens=TOKENS, length=LENGTH).tree.responses
+    responses = outcome_problem(0, **SIZES).tree.responses
     level = [[Message("customer", state_word(0, state))] for state in range(STATES)]
     found = list(level)
     for turn in range(1, TURNS):
@@ -170,10 +171,12 @@ class Watch(pl.Callback):
 
 def run(number: int, overrides: list[str]) -> Result:
     """One random problem."""
-    sizes = {"turns": TURNS, "states": STATES, "tokens": TOKENS, "length": LENGTH}
     config = compose(str(Path(__file__).with_name("exact.yaml")), [f"seed={number + 1}", *overrides])
-    config.customer["problem"] = config.logs["problem"] = number
-    flat = outcome_problem(number, **sizes)
+    for section in (config.customer, config.logs):
+        section.update(SIZES, problem=number)
+    assert config.model.scratch is not None, "exact.yaml makes its model from nothing"
+    config.model.scratch.vocabulary = vocabulary(TURNS, STATES, TOKENS)
+    flat = outcome_problem(number, **SIZES)
     problem = of_histories(flat)
     watch = Watch(problem)
     loop = build_loop(config, kept=False)
@@ -240,6 +243,8 @@ def main() -> None:
     arguments = parser.parse_args()
     file = RESULTS / "results.json"
     if arguments.plots:
+        if not file.is_file():
+            sys.exit(f"there is no {file}: run this without --plots first")
         results = json.loads(file.read_text(encoding="utf-8"))["problems"]
         plots(results)
         print(summary(results))
@@ -257,7 +262,6 @@ def main() -> None:
         today = datetime.now(timezone.utc).date().isoformat()
         record = {"date": today, "machine": describe_machine(), "command": sys.argv[1:], "problems": found}
         write_json_atomically(file, record)
-        plots(found)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.customers import CustomerReply, Message
+from lightning_iterppo.customers.scripted import log_seed, play
 from lightning_iterppo.theory import Problem, outcome_problem
 
 __all__ = ["WORDS", "ExactCustomer", "random_logs", "response_of", "state_word", "vocabulary"]
@@ -18,7 +19,6 @@ __all__ = ["WORDS", "ExactCustomer", "random_logs", "response_of", "state_word",
 #: The agent's words; token k of a response is word k - 1, token 0 ends it.
 WORDS: Final[tuple[str, ...]] = ("red", "blue", "green", "gold")
 _TURNS: Final[tuple[str, ...]] = ("a", "b", "c", "d")
-_LOG_SEEDS: Final = 1_000_000_000_000
 
 
 def state_word(turn: int, state: int) -> str:
@@ -108,17 +108,8 @@ def random_logs(
     rng = random.Random(seed)
     customer = ExactCustomer(problem, turns, states, tokens, length)
     responses = customer.problem.tree.responses
-    logs = []
-    for index in range(conversations):
-        customer_seed = _LOG_SEEDS + seed * 1_000_003 + index
-        heard, made = customer.reset(customer_seed), list[Turn]()
-        while True:
-            message = " ".join(WORDS[token - 1] for token in rng.choice(responses) if token)
-            reply = customer.reply([Message("customer", heard), Message("agent", message)])
-            made.append(Turn(heard, message, reward=reply.reward))
-            heard = reply.text
-            if reply.done:
-                break
-        outcome = made[-1].reward
-        logs.append(Conversation(f"exact-logs-{index:06d}", tuple(made), None, heard, outcome, customer_seed))
-    return logs
+
+    def respond(system: str, history: list[Message]) -> str:
+        return " ".join(WORDS[token - 1] for token in rng.choice(responses) if token)
+
+    return [play(customer, respond, log_seed(seed, index), f"exact-logs-{index:06d}") for index in range(conversations)]

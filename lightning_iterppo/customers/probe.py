@@ -11,8 +11,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
-from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.customers import CustomerReply, Message
+from lightning_iterppo.customers.scripted import log_seed, play
 
 __all__ = ["ORDERS", "TOPICS", "WORDS", "ProbeCustomer", "scripted_logs"]
 
@@ -28,8 +29,6 @@ ORDERS: Final[Mapping[tuple[str, str], str]] = {
 _TEMPERATURES: Final = ("hot", "cold")
 #: Every word that the guest says or listens for.
 WORDS: Final[tuple[str, ...]] = (*TOPICS, *TOPICS.values(), "okay", "hmm", *_TEMPERATURES, *ORDERS.values(), "thanks")
-# Where the logs' guests begin, far from the seeds of training and evaluation.
-_LOG_SEEDS: Final = 1_000_000_000_000
 
 
 class ProbeCustomer:
@@ -86,24 +85,9 @@ def scripted_logs(conversations: int, seed: int) -> list[Conversation]:
         seed: of the guests and of the agent.
     """
     rng = random.Random(seed)
+
+    def respond(system: str, history: list[Message]) -> str:
+        return rng.choice(tuple((TOPICS if len(history) == 1 else ORDERS).values()))
+
     customer = ProbeCustomer()
-    logs = []
-    for index in range(conversations):
-        guest = _LOG_SEEDS + seed * 1_000_003 + index
-        history = [Message("customer", customer.reset(guest))]
-        turns: list[Turn] = []
-        for words in (TOPICS, ORDERS):
-            asked, word = history[-1].content, rng.choice(tuple(words.values()))
-            reply = customer.reply([*history, Message("agent", word)])
-            turns.append(Turn(asked, word, reward=reply.reward))
-            history += [Message("agent", word), Message("customer", reply.text)]
-        logs.append(
-            Conversation(
-                id=f"probe-logs-{index:06d}",
-                turns=tuple(turns),
-                closing=history[-1].content,
-                outcome=turns[-1].reward,
-                seed=guest,
-            )
-        )
-    return logs
+    return [play(customer, respond, log_seed(seed, index), f"probe-logs-{index:06d}") for index in range(conversations)]

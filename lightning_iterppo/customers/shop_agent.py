@@ -10,11 +10,12 @@ import math
 import random
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
-from lightning_iterppo.conversation import Conversation, Turn
-from lightning_iterppo.customers import Customer, Message
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.customers import Message
 from lightning_iterppo.customers import shop_phrases as say
+from lightning_iterppo.customers.scripted import log_seed, play
 from lightning_iterppo.customers.shop import MAX_AGENT_MESSAGES, Products, ShopCustomer
 from lightning_iterppo.customers.shop_phrases import FAMILIES, Family
 
@@ -24,12 +25,9 @@ __all__ = [
     "Salesperson",
     "ScriptedSalesperson",
     "outcome_rate",
-    "play",
     "scripted_logs",
 ]
 
-# Where the logs' customers begin, far from the seeds that anybody would give by hand.
-LOG_SEEDS: Final = 1_000_000_000_000
 # Where the salespeople's seeds begin, so that no salesperson draws the same numbers as its customer.
 AGENT_SEEDS: Final = 1_000_000_000
 # A skill drawn from this range for each conversation gives about 35 % outcomes.
@@ -250,34 +248,6 @@ def _state(heard: Sequence[str], need_known: bool) -> State:
     return "product" if need_known else "need"
 
 
-def play(
-    customer: Customer, agent: Salesperson, seed: int, id: str, metadata: dict[str, Any] | None = None
-) -> Conversation:
-    """A whole conversation of a customer with an agent.
-
-    Args:
-        customer: who answers; it is reset with ``seed``.
-        agent: who sells.
-        seed: the customer's seed.
-        id: the name of the conversation.
-        metadata: what else to keep with it.
-    """
-    opening = customer.reset(seed)
-    system: str = getattr(customer, "system", "")
-    history, turns, heard = [Message("customer", opening)], list[Turn](), opening
-    while True:
-        message = agent.respond(system, history)
-        history.append(Message("agent", message))
-        reply = customer.reply(list(history))
-        turns.append(Turn(customer=heard, message=message, reward=reply.reward))
-        heard = reply.text
-        if reply.done:
-            break
-        history.append(Message("customer", heard))
-    outcome = sum(turn.reward for turn in turns)
-    return Conversation(id, tuple(turns), system or None, heard, outcome, seed, metadata=metadata or {})
-
-
 def scripted_logs(
     conversations: int, seed: int, skill: tuple[float, float] = DEFAULT_SKILL, products: Products = "train"
 ) -> list[Conversation]:
@@ -298,8 +268,8 @@ def scripted_logs(
     for index in range(conversations):
         drawn = rng.uniform(low, high)
         agent = ScriptedSalesperson(drawn, rng.getrandbits(32))
-        customer_seed = LOG_SEEDS + seed * 1_000_003 + index
-        logs.append(play(customer, agent, customer_seed, f"shop-logs-{index:06d}", {"skill": round(drawn, 4)}))
+        name, metadata = f"shop-logs-{index:06d}", {"skill": round(drawn, 4)}
+        logs.append(play(customer, agent.respond, log_seed(seed, index), name, metadata))
     return logs
 
 
@@ -316,7 +286,9 @@ def outcome_rate(
     if conversations < 1:
         raise ValueError(f"conversations must be at least 1, found {conversations}")
     customer = ShopCustomer(products)
-    played = (play(customer, agent(AGENT_SEEDS + seed), seed, f"shop-{seed:06d}") for seed in range(conversations))
+    played = (
+        play(customer, agent(AGENT_SEEDS + seed).respond, seed, f"shop-{seed:06d}") for seed in range(conversations)
+    )
     rate = sum(conversation.outcome or 0.0 for conversation in played) / conversations
     return rate, *_wilson(rate, conversations)
 

@@ -98,11 +98,14 @@ _CONTACT: Final = re.compile(
     r"|\byou(?:'ll| will) take it\b|\b(?:want|like) (?:it|one|this|this one)\?"
     r"|(?:^|[.!?,] |please |just )(?:order|buy|reserve|book|purchase)\b"
 )
+# Of what is talked about, not "What would you like to use as a water filter?", which a policy in training found.
+_USING: Final = r"us(?:e|ing) (?:it|this|that|them|one)\b"
 _NEED: Final = re.compile(
     r"\b(?:what|which)\b(?! do you think).*\b(?:for|need|looking|plan\w*|do you|doing"
-    r"|us(?:e|ing) (?:it|this|that|them|one)\b|activity|sports?|hobby|brings?|help|find|after|interest\w*"
+    rf"|{_USING}|activity|sports?|hobby|brings?|help|find|after|interest\w*"
     r"|have in mind)\b"
-    r"|\bhow (?:can|may|could) (?:i|we) (?:help|assist)|\b(?:how|where) .*\bus(?:e|ing) (?:it|this|that|them|one)\b"
+    r"|\bhow (?:can|may|could) (?:i|we) (?:help|assist)"
+    rf"|\b(?:how|where) .*\b{_USING}"
     r"|\bare you (?:\w+ )?(?:looking|after|shopping|planning|into|searching|hoping)\b"
     r"|\bdo you (?:\w+ )?(?:need|do|play)\b|\bis (?:it|this|that) for\b"
     r"|\banything (?:special|specific|particular|in mind|you)|\blooking for\b|\b(?:can|may) i help\b|\bin mind\b"

@@ -11,6 +11,7 @@ import pytest
 from lightning_iterppo.conversation import Conversation, Message
 from lightning_iterppo.customers import Customer, CustomerReply
 from lightning_iterppo.customers import shop_phrases as say
+from lightning_iterppo.customers.scripted import play
 from lightning_iterppo.customers.shop import MAX_AGENT_MESSAGES, Products, ShopCustomer, catalogue
 from lightning_iterppo.customers.shop_agent import (
     ANSWERS,
@@ -22,7 +23,6 @@ from lightning_iterppo.customers.shop_agent import (
     GreedySalesperson,
     ScriptedSalesperson,
     outcome_rate,
-    play,
     scripted_logs,
 )
 from lightning_iterppo.customers.shop_language import AgentActs, follows, understand
@@ -83,8 +83,8 @@ def test_it_is_a_customer() -> None:
 def test_same_seed_and_messages_give_the_same_conversation(skill: float) -> None:
     again = ShopCustomer()
     for seed in range(30):
-        first = play(ShopCustomer(), ScriptedSalesperson(skill, seed), seed, "x")
-        assert first == play(again, ScriptedSalesperson(skill, seed), seed, "x")
+        first = play(ShopCustomer(), ScriptedSalesperson(skill, seed).respond, seed, "x")
+        assert first == play(again, ScriptedSalesperson(skill, seed).respond, seed, "x")
 
 
 def test_a_known_conversation_is_the_same_on_every_python() -> None:
@@ -365,7 +365,7 @@ def test_every_conversation_ends_within_six_messages() -> None:
 
     for seed in range(100):
         for agent in (Stubborn(), ScriptedSalesperson(0.3, seed)):
-            conversation = play(ShopCustomer(), agent, seed, "x")
+            conversation = play(ShopCustomer(), agent.respond, seed, "x")
             assert len(conversation.turns) <= MAX_AGENT_MESSAGES and conversation.closing
 
 
