@@ -118,6 +118,7 @@ def load_language_model(config: Recipe) -> LanguageModel:
                 alpha=how.alpha,
                 dropout=how.dropout,
                 top_layers=how.top_layers,
+                fold=how.fold,
             ),
         )
     except ValueError as error:

@@ -43,6 +43,8 @@ class AdaptationConfig:
     dropout: float = 0.0
     # Adapt only the last n layers. Lower is faster (no gradients below them) and can change less; null adapts all.
     top_layers: int | None = None
+    # Compute with LoRA's matrices added into the weights, which gives the same and is faster; false for comparison.
+    fold: bool = True
 
 
 @dataclass

@@ -18,7 +18,6 @@ from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree
 from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss, gae, kl_k2, kl_k3, masked_mean
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, LanguageModel
-from lightning_iterppo.models.logprobs import response_logprobs
 from lightning_iterppo.models.tree import collate_trees
 from lightning_iterppo.optimization import adamw
 
@@ -138,16 +137,16 @@ class PPOPolicy(pl.LightningModule):
             chosen = [trees[i] for i in order[start : start + rows]]
             batch = collate_trees([item.tree for item in chosen], self.model.pad_token_id).to(self.model.device)
             with self.model.using(POLICY):
-                logprobs, entropies, predicting = response_logprobs(self.model.hidden(batch), batch, self.model.logits)
+                logprobs, entropies, predicting = self.model.response_logprobs(self.model.hidden(batch), batch)
                 values = self.value_head(predicting)
             anchor = logprobs
             if not at_anchor:
                 with self.model.using(ANCHOR):
-                    anchor = response_logprobs(self.model.hidden(batch), batch, self.model.logits)[0]
+                    anchor = self.model.response_logprobs(self.model.hidden(batch), batch)[0]
             reference = torch.zeros_like(anchor)
             if with_reference:
                 with self.model.using(REFERENCE):
-                    reference = response_logprobs(self.model.hidden(batch), batch, self.model.logits)[0]
+                    reference = self.model.response_logprobs(self.model.hidden(batch), batch)[0]
             mask = batch.action_mask
             fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
             reward = torch.tensor(
@@ -232,7 +231,9 @@ class PPOPolicy(pl.LightningModule):
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
         """The PPO loss of some rows."""
         tree, mask = batch.tree, batch.tree.action_mask
-        logprobs, entropies, predicting = response_logprobs(self.model.hidden(tree), tree, self.model.logits)
+        logprobs, entropies, predicting = self.model.response_logprobs(
+            self.model.hidden(tree), tree, entropy_gradient=self.entropy_coefficient > 0
+        )
         policy_loss, clipped = clipped_policy_loss(logprobs, batch.old_logprobs, batch.advantages, mask, clip=self.clip)
         values = self.value_head(predicting)
         value_loss = clipped_value_loss(values, batch.old_values, batch.returns, mask, clip=self.value_clip)

@@ -10,7 +10,6 @@ from torch import Tensor
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.functional import masked_mean
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
-from lightning_iterppo.models.logprobs import response_logprobs
 from lightning_iterppo.optimization import adamw
 
 
@@ -40,7 +39,7 @@ class WarmStart(pl.LightningModule):
 
     def loss(self, batch: TurnBatch) -> Tensor:
         """Mean negative log-likelihood of the action tokens, in nats a token; a scalar."""
-        logprobs, _, _ = response_logprobs(self.model.hidden(batch.tree), batch.tree, self.model.logits)
+        logprobs, _, _ = self.model.response_logprobs(self.model.hidden(batch.tree), batch.tree)
         return -masked_mean(logprobs, batch.tree.action_mask)
 
     def training_step(self, batch: TurnBatch, batch_idx: int) -> Tensor:

@@ -59,6 +59,8 @@ def make_language_model() -> Callable[..., LanguageModel]:
         hidden: int = 32,
         rank: int = 4,
         top_layers: int | None = None,
+        dropout: float = 0.0,
+        fold: bool = True,
         vocabulary: Sequence[str] = WORDS,
         seed: int = 0,
     ) -> LanguageModel:
@@ -67,7 +69,7 @@ def make_language_model() -> Callable[..., LanguageModel]:
         torch.manual_seed(seed)  # LoRA's matrices
         return LanguageModel(
             Backbone(model.eval(), tokenizer, "scratch", None),
-            Adaptation(kind=kind, rank=rank, alpha=2 * rank, top_layers=top_layers),
+            Adaptation(kind, rank, 2 * rank, dropout=dropout, top_layers=top_layers, fold=fold),
         )
 
     return make

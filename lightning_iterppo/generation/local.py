@@ -71,7 +71,7 @@ class LocalEngine:
         training = self.model.training
         self.model.eval()
         try:
-            with self.model.using(self.variant):
+            with self.model.using(self.variant), self.model.folded():
                 return self._continue(prompts, sampling) if self.keep else self._fresh(prompts, sampling)
         finally:
             self.model.train(training)

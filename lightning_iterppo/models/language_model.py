@@ -8,7 +8,7 @@ and does not ask which it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,6 +23,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightning_iterppo.models.backbones import Backbone, load_backbone
+from lightning_iterppo.models.folding import Folding
+from lightning_iterppo.models.logprobs import response_logprobs
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.tree import TreeBatch
 
@@ -41,6 +43,8 @@ class Adaptation:
         dropout: dropout before LoRA's matrices; any value above 0 makes PPO's ratio noisy.
         top_layers: adapt only the last n layers; None adapts all. The layers below need no gradients, which is
             where most of the training time goes.
+        fold: compute with the adapter added into the weights where that is exact, see `Folding`; False computes it
+            beside them, for comparison.
     """
 
     kind: Literal["lora", "full"] = "lora"
@@ -48,6 +52,7 @@ class Adaptation:
     alpha: int = 32
     dropout: float = 0.0
     top_layers: int | None = None
+    fold: bool = True
 
 
 # Models that are an embedding, equal layers one after another, and a norm: these can be run in two parts.
@@ -123,6 +128,7 @@ class LanguageModel(nn.Module):
         self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
         # An object and not id(self), which a later model can have again.
         self._owner = object()
+        self._folding = Folding(self.model) if self.lora and adaptation.fold else None
         self.keeps_features = self.frozen_layers > 0 and model.config.model_type in PLAIN_STACKS
         self.activate(POLICY)
 
@@ -261,12 +267,24 @@ class LanguageModel(nn.Module):
 
     # -- computing -----------------------------------------------------------------------------------------------
 
+    def folded(self) -> AbstractContextManager[None]:
+        """Within it, passes compute with the active adapter folded in, where that is exact and wanted.
+
+        The weights and the variant in use must not change within it. `hidden` does it by itself; it is for whoever runs
+        the trunk many times over, as generation does.
+        """
+        return nullcontext() if self._folding is None else self._folding.folded(self.active)
+
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Last hidden states of every token under the active variant, (rows, tokens, hidden).
 
         Layers below the adapted ones are the same for every variant and never change: what they make of a tree is
         computed once and kept on it, for all passes over it.
         """
+        with self.folded():
+            return self._hidden(batch)
+
+    def _hidden(self, batch: TreeBatch) -> Tensor:
         mask = None if batch.attention_mask is None else self.attention_mask(batch.attention_mask)
         positions = {"position_ids": batch.position_ids, "attention_mask": mask, "use_cache": False}
         if not self.keeps_features:
@@ -293,6 +311,27 @@ class LanguageModel(nn.Module):
             return mask
         dtype = self.head_weight.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+    def response_logprobs(
+        self, hidden: Tensor, batch: TreeBatch, *, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`logprobs.response_logprobs` with this model's output embedding, the fast way when it does not train."""
+        # `type` and not `isinstance`: a quantised map is a subclass that does not compute a product with its weight.
+        head = self.causal_lm.get_output_embeddings()
+        frozen = (
+            type(head) is nn.Linear
+            and getattr(head, "bias", None) is None
+            and hidden.dtype == self.head_weight.dtype
+            and not self.head_weight.requires_grad
+            and not torch.is_autocast_enabled(hidden.device.type)
+        )
+        return response_logprobs(
+            hidden,
+            batch,
+            self.logits,
+            frozen_head=self.head_weight if frozen else None,
+            entropy_gradient=entropy_gradient,
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next token in float32, (…, vocabulary)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,18 +20,58 @@ def _score(hidden: Tensor, tokens: Tensor, logits_of: Callable[[Tensor], Tensor]
     return logprobs.gather(-1, tokens[:, None]).squeeze(-1), entropy
 
 
+class _FrozenScore(torch.autograd.Function):
+    """What `_score` gives with a head that does not train, differentiable in the hidden states.
+
+    The gradient with respect to them does not depend on what comes later but for a factor, so that it is made while the
+    logits are there, and they are made once: ∇ log p(y) = W_y - Σ_v p_v W_v and ∇ H = -Σ_v p_v (log p_v + H) W_v.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, tokens: Tensor, head: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        table = (hidden @ head.T).float()  # (n, vocabulary)
+        table -= table.logsumexp(-1, keepdim=True)
+        chances = table.exp()
+        logprobs = table.gather(-1, tokens[:, None]).squeeze(-1)
+        entropy = -torch.linalg.vecdot(chances, table)
+        if ctx.needs_input_grad[0]:
+            of_logprob = head[tokens] - chances.to(head.dtype) @ head
+            of_entropy = None
+            if with_entropy:
+                of_entropy = -(table.add_(entropy[:, None]).mul_(chances).to(head.dtype) @ head)
+            ctx.save_for_backward(of_logprob, of_entropy)
+        if not with_entropy:
+            ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        of_logprob, of_entropy = ctx.saved_tensors
+        found = of_logprob * grads[0][:, None].to(of_logprob.dtype)
+        if of_entropy is not None:
+            found += of_entropy * grads[1][:, None].to(of_entropy.dtype)
+        return found, None, None, None
+
+
 def response_logprobs(
-    hidden: Tensor, batch: TreeBatch, logits_of: Callable[[Tensor], Tensor]
+    hidden: Tensor,
+    batch: TreeBatch,
+    logits_of: Callable[[Tensor], Tensor],
+    *,
+    frozen_head: Tensor | None = None,
+    entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Exact log-probabilities at temperature 1 of the tokens of every response.
 
-    Logits are made for response tokens only and in chunks, recomputed in the backward pass, so that a large vocabulary
-    is never held for a whole batch.
+    Logits are made for response tokens only and in chunks, so that a large vocabulary is never held for a whole batch:
+    recomputed in the backward pass if the head trains, else made once, see `_FrozenScore`.
 
     Args:
         hidden: the trunk's last hidden states, (rows, tokens, hidden).
         batch: the rows and their responses.
         logits_of: hidden states (n, hidden) to logits (n, vocabulary).
+        frozen_head: the weights (vocabulary, hidden) of ``logits_of`` if it is their product and they do not train.
+        entropy_gradient: False saves the entropies' gradient, which only a frozen head has to pay for.
 
     Returns:
         Log-probabilities and entropies, each (batch, response) with 0 where there is no token, and the hidden states
@@ -42,7 +83,9 @@ def response_logprobs(
     parts = []
     for start in range(0, chosen.shape[0], CHUNK):
         piece, target = chosen[start : start + CHUNK], tokens[start : start + CHUNK]
-        if torch.is_grad_enabled():
+        if frozen_head is not None:
+            parts.append(_FrozenScore.apply(piece, target, frozen_head, entropy_gradient))  # type: ignore[no-untyped-call]
+        elif torch.is_grad_enabled():
             parts.append(checkpoint(_score, piece, target, logits_of, use_reentrant=False))
         else:
             parts.append(_score(piece, target, logits_of))

@@ -61,6 +61,40 @@ def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch, ch
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("chunk", [2, 100])
+@pytest.mark.parametrize("entropy", [True, False])
+def test_a_frozen_head_gives_the_same_numbers_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, entropy: bool
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    batch = a_batch()
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2, batch.input_ids.shape[1], HIDDEN, generator=generator)
+    weight = torch.randn(VOCABULARY, HIDDEN, generator=generator)
+    found = []
+    for head in (weight, None):
+        hidden = start.clone().requires_grad_()
+        logprobs, entropies, _ = response_logprobs(
+            hidden, batch, lambda states: states @ weight.T, frozen_head=head, entropy_gradient=entropy
+        )
+        factors = torch.arange(logprobs.numel(), dtype=logprobs.dtype).reshape(logprobs.shape)
+        ((factors * logprobs).sum() + (0.3 * factors * entropies).sum() * entropy).backward()
+        assert hidden.grad is not None
+        found.append((logprobs.detach(), entropies.detach(), hidden.grad))
+    for frozen, plain in zip(*found, strict=True):
+        torch.testing.assert_close(frozen, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_without_an_entropy_gradient_there_is_none_to_mistake() -> None:
+    batch = a_batch()
+    hidden = torch.randn(2, batch.input_ids.shape[1], HIDDEN).requires_grad_()
+    weight = torch.randn(VOCABULARY, HIDDEN)
+    _, entropies, _ = response_logprobs(
+        hidden, batch, lambda states: states @ weight.T, frozen_head=weight, entropy_gradient=False
+    )
+    assert not entropies.requires_grad
+
+
 def test_no_more_than_a_chunk_of_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = a_batch()
     monkeypatch.setattr(module, "CHUNK", 3)

@@ -1,0 +1,104 @@
+"""LoRA's linear maps with the adapter added into the weight, for as long as a pass or a generation lasts.
+
+An adapter beside its weight costs two small products and three passes over the output of every linear map, forward and
+backward. ``W + s·BA`` gives the same output in one product and costs a few hundredths of a second for a whole model, so
+it pays from some hundred tokens on. The adapter still trains: the gradients of A and B do not need their own outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _FoldedLinear(torch.autograd.Function):
+    """``F.linear(x, W + s·BA, bias)``, differentiable in x, A and B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, folded: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, folded, down, up)
+        ctx.scale = scale
+        return F.linear(x, folded, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, folded, down, up = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])  # (tokens, out)
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
+        grad_x = (grad @ folded).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_down = ((grad @ up).T @ flat) * ctx.scale if ctx.needs_input_grad[3] else None
+        grad_up = (grad.T @ (flat @ down.T)) * ctx.scale if ctx.needs_input_grad[4] else None
+        return grad_x, None, None, grad_down, grad_up, None
+
+
+class Folding:
+    """The adapters of a model, added into the weights on demand; the weights themselves never change.
+
+    Left as they are: maps that are not plain ones in full (quantised, or a shard of one), weights in another type than
+    the adapter's, which would round it away, and everything under autocast.
+
+    Args:
+        model: a model with peft's LoRA layers; their ``forward`` is replaced.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+        self._folded: dict[LoraLinear, tuple[Tensor, Tensor, Tensor, float]] = {}
+        for layer in self._layers:
+            layer.forward = self._forward(layer, layer.forward)  # type: ignore[method-assign]
+
+    def _forward(self, layer: LoraLinear, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if layer not in self._folded:
+                return plain(x, *args, **kwargs)
+            folded, down, up, scale = self._folded[layer]
+            return _FoldedLinear.apply(x, folded, layer.get_base_layer().bias, down, up, scale)  # type: ignore[no-untyped-call]
+
+        return forward
+
+    @contextmanager
+    def folded(self, adapter: str) -> Iterator[None]:
+        """Within it, forward passes use ``adapter`` folded in, as it is on entering: it must not change meanwhile.
+
+        A backward pass may come after it. Within another one nothing changes.
+        """
+        if self._folded:
+            yield
+            return
+        for layer in self._layers:
+            found = _fold(layer, adapter)
+            if found is not None:
+                self._folded[layer] = found
+        try:
+            yield
+        finally:
+            self._folded = {}
+
+
+@torch.no_grad()
+def _fold(layer: LoraLinear, adapter: str) -> tuple[Tensor, Tensor, Tensor, float] | None:
+    """The folded weight, A, B and their scale; None where folding would not give what the layer gives."""
+    base = layer.get_base_layer()
+    if type(base) is not nn.Linear or adapter not in layer.lora_A or list(layer.active_adapters) != [adapter]:
+        return None
+    if layer.disable_adapters or layer.merged or adapter in layer.lora_variant:
+        return None
+    if torch.is_autocast_enabled(base.weight.device.type):
+        return None
+    if layer.training and not isinstance(layer.lora_dropout[adapter], nn.Identity):
+        return None
+    down = cast(Tensor, layer.lora_A[adapter].weight)
+    up = cast(Tensor, layer.lora_B[adapter].weight)
+    whole = base.weight.shape == (up.shape[0], down.shape[1]) and type(base.weight.data) is Tensor
+    if not whole or not base.weight.dtype == down.dtype == up.dtype:
+        return None
+    scale = float(layer.scaling[adapter])
+    return torch.addmm(base.weight, up, down, alpha=scale), down, up, scale
