@@ -7,14 +7,15 @@ it pays from some hundred tokens on. The adapter still trains: the gradients of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from lightning_iterppo.models.linear import FewRowsLinear, linear
 
 
 class _FoldedLinear(torch.autograd.Function):
@@ -26,7 +27,7 @@ class _FoldedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, folded, down, up)
         ctx.scale = scale
-        return F.linear(x, folded, bias)
+        return linear(x, folded, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -39,6 +40,19 @@ class _FoldedLinear(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
+class _FoldableLinear(LoraLinear):
+    """Peft's layer, which computes with ``fold`` while there is one."""
+
+    fold: tuple[Tensor, Tensor, Tensor, float] | None = None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """(…, in) to (…, out)."""
+        if self.fold is None:
+            return super().forward(x, *args, **kwargs)
+        folded, down, up, scale = self.fold
+        return _FoldedLinear.apply(x, folded, self.get_base_layer().bias, down, up, scale)  # type: ignore[no-untyped-call]
+
+
 class Folding:
     """The adapters of a model, added into the weights on demand; the weights themselves never change.
 
@@ -46,23 +60,20 @@ class Folding:
     the adapter's, which would round it away, and everything under autocast.
 
     Args:
-        model: a model with peft's LoRA layers; their ``forward`` is replaced.
+        model: a model with peft's LoRA layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
-        self._folded: dict[LoraLinear, tuple[Tensor, Tensor, Tensor, float]] = {}
-        for layer in self._layers:
-            layer.forward = self._forward(layer, layer.forward)  # type: ignore[method-assign]
+        self._layers: list[_FoldableLinear] = []
+        for module in model.modules():
+            if type(module) is LoraLinear:
+                module.__class__ = _FoldableLinear
+                self._layers.append(cast(_FoldableLinear, module))
 
-    def _forward(self, layer: LoraLinear, plain: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if layer not in self._folded:
-                return plain(x, *args, **kwargs)
-            folded, down, up, scale = self._folded[layer]
-            return _FoldedLinear.apply(x, folded, layer.get_base_layer().bias, down, up, scale)  # type: ignore[no-untyped-call]
-
-        return forward
+    @property
+    def count(self) -> int:
+        """How many maps are folded now."""
+        return sum(layer.fold is not None for layer in self._layers)
 
     @contextmanager
     def folded(self, adapter: str) -> Iterator[None]:
@@ -70,35 +81,39 @@ class Folding:
 
         A backward pass may come after it. Within another one nothing changes.
         """
-        if self._folded:
+        if self.count:
             yield
             return
-        for layer in self._layers:
-            found = _fold(layer, adapter)
-            if found is not None:
-                self._folded[layer] = found
         try:
+            for layer in self._layers:
+                layer.fold = _fold(layer, adapter)
             yield
         finally:
-            self._folded = {}
+            for layer in self._layers:
+                layer.fold = None
 
 
 @torch.no_grad()
 def _fold(layer: LoraLinear, adapter: str) -> tuple[Tensor, Tensor, Tensor, float] | None:
     """The folded weight, A, B and their scale; None where folding would not give what the layer gives."""
     base = layer.get_base_layer()
-    if type(base) is not nn.Linear or adapter not in layer.lora_A or list(layer.active_adapters) != [adapter]:
+    if (
+        type(base) not in (nn.Linear, FewRowsLinear)
+        or adapter not in layer.lora_A
+        or list(layer.active_adapters) != [adapter]
+    ):
         return None
     if layer.disable_adapters or layer.merged or adapter in layer.lora_variant:
         return None
-    if torch.is_autocast_enabled(base.weight.device.type):
+    weight = cast(Tensor, base.weight)
+    if torch.is_autocast_enabled(weight.device.type):
         return None
     if layer.training and not isinstance(layer.lora_dropout[adapter], nn.Identity):
         return None
     down = cast(Tensor, layer.lora_A[adapter].weight)
     up = cast(Tensor, layer.lora_B[adapter].weight)
-    whole = base.weight.shape == (up.shape[0], down.shape[1]) and type(base.weight.data) is Tensor
-    if not whole or not base.weight.dtype == down.dtype == up.dtype:
+    whole = weight.shape == (up.shape[0], down.shape[1]) and type(weight.data) is Tensor
+    if not whole or not weight.dtype == down.dtype == up.dtype:
         return None
     scale = float(layer.scaling[adapter])
-    return torch.addmm(base.weight, up, down, alpha=scale), down, up, scale
+    return torch.addmm(weight, up, down, alpha=scale), down, up, scale

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lightning_iterppo.models.backbones import Backbone, load_backbone
 from lightning_iterppo.models.folding import Folding
+from lightning_iterppo.models.linear import use_few_rows
 from lightning_iterppo.models.logprobs import response_logprobs
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.tree import TreeBatch
@@ -96,6 +97,7 @@ class LanguageModel(nn.Module):
         self.tokenizer = backbone.tokenizer
         self.pad_token_id = int(backbone.tokenizer.pad_token_id or 0)  # fills rows; it is masked everywhere
         model = backbone.model
+        use_few_rows(getattr(model, model.base_model_prefix))
         layers = int(model.config.num_hidden_layers)
         self.hidden_size = int(model.config.hidden_size)
         if adaptation.top_layers is not None and not 0 < adaptation.top_layers <= layers:

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from lightning_iterppo.models.tree import TreeBatch
 
 CHUNK = 256  # tokens whose logits are held at once: 256 x 49,152 x 4 bytes = 50 MB
+# With a head that does not train: so many tokens by so many words, 1,024 x 4,096 x 4 bytes = 17 MB.
+FROZEN_CHUNK, VOCABULARY_CHUNK = 1024, 4096
 
 
 def _score(hidden: Tensor, tokens: Tensor, logits_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -24,32 +26,54 @@ class _FrozenScore(torch.autograd.Function):
     """What `_score` gives with a head that does not train, differentiable in the hidden states.
 
     The gradient with respect to them does not depend on what comes later but for a factor, so that it is made while the
-    logits are there, and they are made once: ∇ log p(y) = W_y - Σ_v p_v W_v and ∇ H = -Σ_v p_v (log p_v + H) W_v.
+    logits are there, and they are made once: ∇ log p(y) = W_y - Σ_v p_v W_v and ∇ H = -Σ_v p_v (log p_v + H) W_v. The
+    sums go over the vocabulary piece by piece, scaled anew when a larger logit comes, as in Milakov and Gimelshein
+    (2018, arXiv 1805.02867), so that what is made of a piece is still in the processor's cache when it is used.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, tokens: Tensor, head: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        table = (hidden @ head.T).float()  # (n, vocabulary)
-        table -= table.logsumexp(-1, keepdim=True)
-        chances = table.exp()
-        logprobs = table.gather(-1, tokens[:, None]).squeeze(-1)
-        entropy = -torch.linalg.vecdot(chances, table)
+        largest = hidden.new_full((len(hidden),), -torch.inf, dtype=torch.float32)
+        total = torch.zeros_like(largest)  # Σ exp(l - largest)
+        mean = torch.zeros_like(largest)  # Σ exp(l - largest) (l - largest)
+        of_total = of_mean = torch.zeros((), device=hidden.device)  # their gradients, (n, hidden)
+        chosen = torch.zeros_like(largest)
+        for start in range(0, len(head), VOCABULARY_CHUNK):
+            weights = head[start : start + VOCABULARY_CHUNK]
+            table = (hidden @ weights.T).float()  # (n, chunk)
+            place = tokens - start
+            here = (place >= 0) & (place < len(weights))
+            found = table.gather(-1, place.clamp(0, len(weights) - 1)[:, None]).squeeze(-1)
+            chosen = torch.where(here, found, chosen)
+            before, largest = largest, torch.maximum(largest, table.amax(-1))
+            table -= largest[:, None]
+            factor = (before - largest).exp()  # 0 at first
+            shift = torch.where(before.isfinite(), before - largest, 0.0)
+            chances = table.exp()
+            if ctx.needs_input_grad[0]:
+                if with_entropy:
+                    weighted = (chances * table).to(head.dtype) @ weights
+                    of_mean = factor[:, None] * (of_mean + shift[:, None] * of_total) + weighted
+                of_total = factor[:, None] * of_total + chances.to(head.dtype) @ weights
+            mean = factor * (mean + shift * total) + torch.linalg.vecdot(chances, table)
+            total = factor * total + chances.sum(-1)
+        entropy = total.log() - mean / total
         if ctx.needs_input_grad[0]:
-            of_logprob = head[tokens] - chances.to(head.dtype) @ head
+            expected = of_total / total[:, None]
             of_entropy = None
             if with_entropy:
-                of_entropy = -(table.add_(entropy[:, None]).mul_(chances).to(head.dtype) @ head)
-            ctx.save_for_backward(of_logprob, of_entropy)
+                of_entropy = (mean / total)[:, None] * expected - of_mean / total[:, None]
+            ctx.save_for_backward((head[tokens] - expected).to(hidden.dtype), of_entropy)
         if not with_entropy:
             ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        return chosen - largest - total.log(), entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         of_logprob, of_entropy = ctx.saved_tensors
         found = of_logprob * grads[0][:, None].to(of_logprob.dtype)
         if of_entropy is not None:
-            found += of_entropy * grads[1][:, None].to(of_entropy.dtype)
+            found += (of_entropy * grads[1][:, None]).to(found.dtype)
         return found, None, None, None
 
 
@@ -81,8 +105,9 @@ def response_logprobs(
     chosen = predicting[batch.action_mask]  # (n, hidden)
     tokens = batch.action_tokens[batch.action_mask]
     parts = []
-    for start in range(0, chosen.shape[0], CHUNK):
-        piece, target = chosen[start : start + CHUNK], tokens[start : start + CHUNK]
+    size = CHUNK if frozen_head is None else FROZEN_CHUNK
+    for start in range(0, chosen.shape[0], size):
+        piece, target = chosen[start : start + size], tokens[start : start + size]
         if frozen_head is not None:
             parts.append(_FrozenScore.apply(piece, target, frozen_head, entropy_gradient))  # type: ignore[no-untyped-call]
         elif torch.is_grad_enabled():

@@ -73,8 +73,8 @@ def test_the_weights_are_untouched_and_nothing_is_kept(models: list[LanguageMode
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with model.folded():
         assert model._folding is not None
-        assert model._folding._folded
-    assert not model._folding._folded
+        assert model._folding.count == 7
+    assert model._folding.count == 0
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
 
@@ -84,7 +84,7 @@ def test_an_exception_inside_leaves_nothing_folded(models: list[LanguageModel]) 
     with pytest.raises(RuntimeError, match="stop"), model.folded():
         raise RuntimeError("stop")
     assert model._folding is not None
-    assert not model._folding._folded
+    assert model._folding.count == 0
 
 
 def test_what_would_not_be_exact_is_left_beside_the_weights(
@@ -93,7 +93,7 @@ def test_what_would_not_be_exact_is_left_beside_the_weights(
     def count(model: LanguageModel) -> int:
         with model.folded():
             assert isinstance(model._folding, Folding)
-            return len(model._folding._folded)
+            return model._folding.count
 
     model = make_language_model("lora")
     assert count(model) == 14
@@ -112,6 +112,6 @@ def test_dropout_keeps_its_noise(make_language_model: Callable[..., LanguageMode
     model = make_language_model("lora", dropout=0.5)
     assert model._folding is not None
     with model.train().folded():
-        assert not model._folding._folded
+        assert model._folding.count == 0
     with model.eval().folded():
-        assert len(model._folding._folded) == 14
+        assert model._folding.count == 14

@@ -62,11 +62,13 @@ def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch, ch
 
 
 @pytest.mark.parametrize("chunk", [2, 100])
+@pytest.mark.parametrize("words", [1, 4, 100])
 @pytest.mark.parametrize("entropy", [True, False])
 def test_a_frozen_head_gives_the_same_numbers_and_gradients(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, entropy: bool
+    monkeypatch: pytest.MonkeyPatch, chunk: int, words: int, entropy: bool
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "FROZEN_CHUNK", chunk)
+    monkeypatch.setattr(module, "VOCABULARY_CHUNK", words)
     batch = a_batch()
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(2, batch.input_ids.shape[1], HIDDEN, generator=generator)
