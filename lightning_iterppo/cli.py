@@ -196,7 +196,11 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     add("recipes", commands.recipes, "what recipes there are, and the groups to compose your own from", recipe=False)
     add("show", commands.show, "the composed recipe, as YAML")
-    add_json(add("doctor", commands.doctor, "what this machine can run, and why not", recipe=False))
+    doctor = add("doctor", commands.doctor, "what this machine can run, and why not", recipe=False)
+    doctor.add_argument(
+        "--probes", action="store_true", help="train on a ladder of tiny conversations instead: do all parts work?"
+    )
+    add_json(doctor)
     return parser, list(found.choices)
 
 

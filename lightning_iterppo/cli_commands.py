@@ -153,12 +153,34 @@ def doctor(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo doctor`."""
     from lightning_iterppo.doctor import diagnose, findings_as_json, render
 
+    if arguments.probes:
+        return _probes(arguments.json, job)
     found = diagnose()
     if arguments.json:
         output.say_json(findings_as_json(found))
     else:
         output.say(render(found))
     return int(any(finding.status == "problem" for finding in found))
+
+
+def _probes(as_json: bool, job: Job) -> int:
+    _build(job)  # which silences Lightning
+    from rich.console import Console
+
+    from lightning_iterppo import probes
+
+    results = []
+    # On standard error: standard output is for the table, or for JSON alone.
+    with Console(stderr=True).status("") as status:
+        for number, probe in enumerate(probes.PROBES, start=1):
+            status.update(f"probe {number} of {len(probes.PROBES)}: {probe.name}")
+            results.append(probes.run(probe))
+    if as_json:
+        passed = all(result.passed for result in results)
+        output.say_json({"passed": passed, "probes": [result.to_json() for result in results]})
+    else:
+        output.say(probes.render(results))
+    return int(not all(result.passed for result in results))
 
 
 def quiet(debug: bool) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lightning_iterppo.conversation import Conversation, Message, Suggestion, Turn
-from lightning_iterppo.customers import Customer, CustomerReply
+from lightning_iterppo.customers import Customer, CustomerReply, Reviewer, Sent
 from lightning_iterppo.errors import CustomerError, IterPPOError, describe_exception
 from lightning_iterppo.generation.engine import Engine, Response
 from lightning_iterppo.generation.sampling import Sampling
@@ -36,12 +36,13 @@ class _Talk:
     def answer(self, response: Response, policy_version: str) -> None:
         """Sends the response, hears the customer, and makes the next prompt."""
         text = self.renderer.decode(response.token_ids)
-        self.history.append(Message("agent", text))
+        sent = self._reviewed(text)
+        self.history.append(Message("agent", sent.message))
         found = _asked(self.customer, self.seed, "reply", list(self.history))
         reply = _checked(found, CustomerReply, self.customer, "reply", self.seed)
         self._check_reward(reply.reward)
         suggestion = Suggestion(text, response.token_ids, response.logprobs, policy_version)
-        self.turns.append(Turn(self.said, text, suggestion, "accepted", float(reply.reward)))
+        self.turns.append(Turn(self.said, sent.message, suggestion, sent.disposition, float(reply.reward)))
         if reply.done:
             self.done, self.closing = True, reply.text
             return
@@ -52,11 +53,28 @@ class _Talk:
             )
         self.said = reply.text
         self.history.append(Message("customer", reply.text))
-        more = self.renderer.continuation(self.system, self.history, ended=response.finished)
+        own = sent.disposition != "accepted"
+        tokens = self.renderer.response_ids(sent.message) if own else response.token_ids
+        more = self.renderer.continuation(self.system, self.history, ended=own or response.finished)
         if more is None:
             self.prompt = self.renderer.encode(self.renderer.prompt_text(self.system, self.history))
         else:
-            self.prompt = [*self.prompt, *response.token_ids, *more]
+            self.prompt = [*self.prompt, *tokens, *more]
+
+    def _reviewed(self, text: str) -> Sent:
+        """What the person sends, if there is one."""
+        if not isinstance(self.customer, Reviewer):
+            return Sent(text)
+        history = [*self.history, Message("agent", text)]
+        sent = _checked(_asked(self.customer, self.seed, "review", history), Sent, self.customer, "review", self.seed)
+        known = ("accepted", "edited", "rejected")
+        if sent.disposition not in known or (sent.disposition == "accepted" and sent.message != text):
+            raise CustomerError(
+                f"customer {type(self.customer).__name__} (seed {self.seed}): review must return the suggestion as it "
+                f"is with accepted, or another message with edited or rejected; found {sent.disposition!r} with "
+                f"{sent.message!r} for {text!r}"
+            )
+        return sent
 
     def _check_reward(self, reward: float) -> None:
         where = f"customer {type(self.customer).__name__} (seed {self.seed})"

@@ -96,7 +96,7 @@ class WarmStartConfig:
 class CriticConfig:
     """Fitting Q(s, a) to the returns of collected conversations."""
 
-    # Discount a turn. 1 counts only whether the outcome comes; lower prefers that it comes soon.
+    # Discount a turn. 1 counts only whether the outcome comes; lower prefers that it comes soon; 0 sees no later turn.
     gamma: float = 1.0
     # At most this many passes of tuning the trunk. More fits better until it overfits; `patience` then ends it. 0 keeps
     # the trunk as it is (the policy's after the warm start), with `solve_head`.

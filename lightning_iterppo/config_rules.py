@@ -56,7 +56,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "warm_start.warmup_steps": _at_least(0),
     "warm_start.weight_decay": _at_least(0),
     "warm_start.batch_conversations": _at_least(1),
-    "critic.gamma": _UP_TO_ONE,
+    "critic.gamma": _CLOSED,
     "critic.epochs": _at_least(0),
     "critic.learning_rate": _POSITIVE,
     "critic.head_learning_rate": _POSITIVE,

@@ -16,6 +16,7 @@ def adamw(
     warmup_steps: int,
     weight_decay: float = 0.0,
     decay_steps: int | None = None,
+    epsilon: float = 1e-8,
 ) -> dict[str, Any]:
     """What ``configure_optimizers`` returns.
 
@@ -25,9 +26,13 @@ def adamw(
         weight_decay: AdamW's.
         decay_steps: steps after which the rate is 0. A fit that ends at its full rate ends wherever its last batches
             pulled it: a cloned policy then speaks like the last few conversations, not like all. None keeps the rate.
+        epsilon: AdamW's. Gradients far below it make steps far below the learning rate, where AdamW would otherwise
+            scale any gradient up to it, noise too.
     """
     listed = [{"params": list(parameters), "lr": rate} for parameters, rate in groups]
-    optimizer = AdamW([group for group in listed if group["params"]], betas=(0.9, 0.98), weight_decay=weight_decay)
+    optimizer = AdamW(
+        [group for group in listed if group["params"]], betas=(0.9, 0.98), eps=epsilon, weight_decay=weight_decay
+    )
 
     def rate(step: int) -> float:
         rising = (step + 1) / (warmup_steps + 1)

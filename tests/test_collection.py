@@ -9,7 +9,7 @@ import pytest
 
 from lightning_iterppo.collection import MAX_TURNS, collect
 from lightning_iterppo.conversation import Conversation, Message
-from lightning_iterppo.customers import CustomerReply
+from lightning_iterppo.customers import CustomerReply, Sent
 from lightning_iterppo.errors import CustomerError
 from lightning_iterppo.generation.engine import Response
 from lightning_iterppo.generation.local import LocalEngine
@@ -166,6 +166,44 @@ def test_a_kept_engine_speaks_as_the_model_would(make_language_model: Callable[.
         assert row[: len(expected)].tolist() == pytest.approx(list(expected), abs=1e-5)
 
 
+# -- a person before the customer ------------------------------------------------------------------------------------
+
+
+class Supervised(Counting):
+    """Behind a person who lets the first suggestion pass, edits the second and rejects the third."""
+
+    def review(self, history: list[Message]) -> Sent:
+        suggested = history[-1].content
+        found = [Sent(suggested), Sent("blue hat", "edited"), Sent("hello ?", "rejected")][len(self.heard)]
+        history.clear()  # the list is the customer's own
+        return found
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_a_person_sends_is_heard_and_what_was_suggested_is_the_action(
+    renderer: ChatRenderer, finished: bool
+) -> None:
+    engine = Parrot(renderer, finished=finished)
+    customers: list[Supervised] = []
+
+    def make() -> Supervised:
+        customers.append(Supervised())
+        return customers[-1]
+
+    (made,) = talk(renderer, engine, make, [3])
+    assert [(t.message, t.disposition) for t in made.turns] == [
+        ("red hat", "accepted"),
+        ("blue hat", "edited"),
+        ("hello ?", "rejected"),
+    ]
+    assert all(t.suggestion is not None and t.suggestion.text == "red hat" for t in made.turns)
+    assert [m.content for m in customers[0].heard[2]] == ["hello", "red hat", "no", "blue hat", "no", "hello ?"]
+    # What the policy was asked is what training takes for its states: the suggestion is a branch, not the history.
+    rendered = renderer.render(made)
+    assert [rendered.tree.path(state) for state in rendered.states] == [asked[0] for asked in engine.asked]
+    assert [rendered.tree.segments[action].token_ids for action in rendered.actions] == [engine.response.token_ids] * 3
+
+
 # -- customers that break their protocol -----------------------------------------------------------------------------
 
 
@@ -187,6 +225,25 @@ class Endless(Counting):
 class Broken(Counting):
     def reply(self, history: list[Message]) -> CustomerReply:
         raise KeyError("hat")
+
+
+class Meddling(Counting):
+    sent: Any
+
+    def review(self, history: list[Message]) -> Any:
+        return self.sent
+
+
+class Silently(Meddling):
+    sent = Sent("blue hat")
+
+
+class Unsaid(Meddling):
+    sent = Sent("blue hat", "unassisted")
+
+
+class Texting(Meddling):
+    sent = "blue hat"
 
 
 class Paying(Counting):
@@ -215,6 +272,9 @@ class Undefined(Paying):
         (Generous, r"customer Generous \(seed 7\): the rewards .* found 0\.75 for turn 2, 1\.5 in all"),
         (Punishing, r"customer Punishing \(seed 7\): the rewards .* found -0\.5 for turn 1"),
         (Undefined, r"customer Undefined \(seed 7\): the reward must be a finite number, found nan"),
+        (Silently, r"customer Silently \(seed 7\): review must .* found 'accepted' with 'blue hat' for 'red hat'"),
+        (Unsaid, r"customer Unsaid \(seed 7\): review must .* found 'unassisted'"),
+        (Texting, r"customer Texting \(seed 7\): review must return Sent, found str"),
         (NoOpening, r"customer NoOpening \(seed 7\): reset must return str, found NoneType"),
         (NoReply, r"customer NoReply \(seed 7\): reply must return CustomerReply, found str"),
         (Endless, rf"customer Endless \(seed 7\) did not end after {MAX_TURNS} turns"),

@@ -2,7 +2,7 @@
 
 One object plays one conversation at a time: ``reset`` starts a new one, ``reply`` answers the agent's last message. It
 may also have a ``system`` attribute, read after ``reset``: what the agent is told before the conversation (a briefing,
-what is in stock), as a system message.
+what is in stock), as a system message; and a ``review`` method: the person between the suggestion and the customer.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from lightning_iterppo.conversation import Message
+from lightning_iterppo.conversation import Disposition, Message
 
-__all__ = ["Customer", "CustomerReply", "Message"]
+__all__ = ["Customer", "CustomerReply", "Message", "Reviewer", "Sent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +39,24 @@ class Customer(Protocol):
 
     def reply(self, history: list[Message]) -> CustomerReply:
         """Answers the last message of ``history``, which is the agent's. ``history`` begins with the opening."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a person made of a suggestion.
+
+    Args:
+        message: what is sent to the customer.
+        disposition: ``accepted``, the suggestion as it is; ``edited``; or ``rejected``, the person's own message.
+    """
+
+    message: str
+    disposition: Disposition = "accepted"
+
+
+@runtime_checkable
+class Reviewer(Protocol):
+    """A customer with a person before it, who sees every suggestion first. The action stays the suggestion."""
+
+    def review(self, history: list[Message]) -> Sent:
+        """What to send in place of the last message of ``history``, the suggestion; it then stands there instead."""
