@@ -6,13 +6,15 @@ import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
 
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_head import ActionFeatures, cross_validate_head
-from lightning_iterppo.data.turns import TurnBatch, TurnDataModule, split_conversations
+from lightning_iterppo.data.turns import LoggedTree, TurnBatch, TurnDataModule, split_conversations
 from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.tree import Segment
 from lightning_iterppo.phase import PhaseTools
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.trainer import gather_lists, rank, world_size
@@ -39,6 +41,7 @@ class CriticFit:
         self.tools = tools
         # What the head saw of conversations, by the very conversations: a trunk that is not tuned sees the same again.
         self._seen: list[tuple[Sequence[Conversation], ActionFeatures | None]] = []
+        self._frozen: dict[tuple[Segment, ...], tuple[object, Tensor]] = {}
 
     def iteration(
         self, newest: Sequence[Conversation], earlier: Sequence[Sequence[Conversation]], logs: Sequence[Conversation]
@@ -98,6 +101,7 @@ class CriticFit:
         unread = [group for group, features in zip(groups, known, strict=True) if features is None]
         self.tools.progress.step(sum(c.outcome is not None for group in unread for c in group), "conversations read")
         read = [features or self._features(group) for group, features in zip(groups, known, strict=True)]
+        self._frozen = {}  # as large as the hidden states of all logs: not kept longer than needed
         if settings.critic_epochs == 0:
             self._seen = list(zip(groups, read, strict=True))
         *before, new = read
@@ -119,6 +123,10 @@ class CriticFit:
                 return features
         return None
 
+    def take_over(self, trees: Iterable[LoggedTree]) -> None:
+        """What frozen layers made of trees that were trained on, for the next time that the same ones are read."""
+        self._frozen = {tuple(t.tree.segments): t.tree.features for t in trees if t.tree.features is not None}
+
     def forget(self) -> None:
         """What is kept of conversations no longer holds: the critic's trunk is another."""
         self._seen = []
@@ -129,6 +137,8 @@ class CriticFit:
         found = []
         if own:
             data = TurnDataModule(own, renderer=self.renderer, gamma=self.settings.gamma)
+            for item in data.train_trees:
+                item.tree.features = self._frozen.get(tuple(item.tree.segments))
             found.append(self.critic.features(self._counted(data.train_dataloader())))
         parts = gather_lists(found)
         return ActionFeatures.join(parts) if parts else None

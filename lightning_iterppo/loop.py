@@ -239,6 +239,7 @@ class IterativePPOLoop:
                 unknown_outcomes=True,
             )
             self.tools.fit(self.warm_start, data, settings.warm_start_epochs)
+            self.critic_fit.take_over(data.train_trees)
         if self.policy.kl_reference_coefficient > 0 or self.language_model.lora:
             self.language_model.copy(POLICY, REFERENCE)
         # The critic starts from the policy's trunk: one made from nothing fails on a few hundred conversations.

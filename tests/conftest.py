@@ -100,9 +100,15 @@ def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: 
     """Makes a whole loop that runs in a second; ``settings`` and ``policy`` change numbers, the rest is the loop's."""
 
     def make(
-        kind: str = "full", *, settings: dict[str, Any] | None = None, policy: dict[str, Any] | None = None, **more: Any
+        kind: str = "full",
+        *,
+        settings: dict[str, Any] | None = None,
+        policy: dict[str, Any] | None = None,
+        layers: int = 1,
+        top_layers: int | None = None,
+        **more: Any,
     ) -> IterativePPOLoop:
-        model = make_language_model(kind, layers=1, hidden=16, vocabulary=COLOURS)
+        model = make_language_model(kind, layers=layers, hidden=16, top_layers=top_layers, vocabulary=COLOURS)
         renderer = ChatRenderer(model.tokenizer)
         numbers: dict[str, Any] = {
             "iterations": 2,

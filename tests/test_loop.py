@@ -400,6 +400,30 @@ def test_a_trunk_that_is_not_tuned_reads_no_conversation_twice(
     assert [i.critic for i in loop.summary.iterations] == [i.critic for i in forgetful.summary.iterations]
 
 
+def test_frozen_layers_read_the_logs_once_for_warm_start_and_critic(
+    make_loop: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"iterations": 1, "critic_epochs": 0, "evaluation_conversations": 0, "warm_start_epochs": 1}
+
+    def run() -> tuple[int, IterativePPOLoop]:
+        loop = make_loop("lora", layers=2, top_layers=1, settings=settings, logs=logs())
+        rows = []
+
+        def count(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            if loop.progress.phase == "evaluate":
+                rows.append(inputs[0].shape[0])
+
+        loop.language_model.trunk.layers[0].register_forward_hook(count)  # type: ignore[index,union-attr]
+        loop.run()
+        return sum(rows), loop
+
+    rows, loop = run()
+    monkeypatch.setattr(critic_fit.CriticFit, "take_over", lambda self, trees: None)
+    all_rows, forgetful = run()
+    assert (rows, all_rows) == (20, 20 + len(logs()))
+    torch.testing.assert_close(loop.critic.head.linear.weight, forgetful.critic.head.linear.weight)
+
+
 def test_states_of_the_logs_join_an_improvement(make_loop: Make) -> None:
     used: list[set[str]] = []
 
