@@ -176,8 +176,7 @@ def _probes(as_json: bool, job: Job) -> int:
             status.update(f"probe {number} of {len(probes.PROBES)}: {probe.name}")
             results.append(probes.run(probe))
     if as_json:
-        passed = all(result.passed for result in results)
-        output.say_json({"passed": passed, "probes": [result.to_json() for result in results]})
+        output.say_json(probes.results_as_json(results))
     else:
         output.say(probes.render(results))
     return int(not all(result.passed for result in results))

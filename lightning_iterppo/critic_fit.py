@@ -41,6 +41,7 @@ class CriticFit:
         self.tools = tools
         # What the head saw of conversations, by the very conversations: a trunk that is not tuned sees the same again.
         self._seen: list[tuple[Sequence[Conversation], ActionFeatures | None]] = []
+        # What frozen layers made of the logs in the warm start, by their trees.
         self._frozen: dict[tuple[Segment, ...], tuple[object, Tensor]] = {}
 
     def iteration(
@@ -56,6 +57,12 @@ class CriticFit:
         Raises:
             LogDataError: no outcome of π_k's conversations is known, or too few are held out for all processes.
         """
+        self._fit(newest, earlier, logs)
+        self._frozen = {}  # as large as the hidden states of all logs, and read by now
+
+    def _fit(
+        self, newest: Sequence[Conversation], earlier: Sequence[Sequence[Conversation]], logs: Sequence[Conversation]
+    ) -> None:
         settings = self.settings
         past = [logs, *earlier]
         if settings.critic_epochs == 0:
@@ -101,7 +108,6 @@ class CriticFit:
         unread = [group for group, features in zip(groups, known, strict=True) if features is None]
         self.tools.progress.step(sum(c.outcome is not None for group in unread for c in group), "conversations read")
         read = [features or self._features(group) for group, features in zip(groups, known, strict=True)]
-        self._frozen = {}  # as large as the hidden states of all logs: not kept longer than needed
         if settings.critic_epochs == 0:
             self._seen = list(zip(groups, read, strict=True))
         *before, new = read
@@ -124,8 +130,13 @@ class CriticFit:
         return None
 
     def take_over(self, trees: Iterable[LoggedTree]) -> None:
-        """What frozen layers made of trees that were trained on, for the next time that the same ones are read."""
+        """What frozen layers made of trees that were trained on, for the iteration that reads the same ones next."""
         self._frozen = {tuple(t.tree.segments): t.tree.features for t in trees if t.tree.features is not None}
+
+    def _with_features(self, data: TurnDataModule) -> TurnDataModule:
+        for item in data.train_trees:
+            item.tree.features = self._frozen.get(tuple(item.tree.segments))
+        return data
 
     def forget(self) -> None:
         """What is kept of conversations no longer holds: the critic's trunk is another."""
@@ -136,9 +147,7 @@ class CriticFit:
         own = [c for c in conversations if c.outcome is not None][rank() :: world_size()]
         found = []
         if own:
-            data = TurnDataModule(own, renderer=self.renderer, gamma=self.settings.gamma)
-            for item in data.train_trees:
-                item.tree.features = self._frozen.get(tuple(item.tree.segments))
+            data = self._with_features(TurnDataModule(own, renderer=self.renderer, gamma=self.settings.gamma))
             found.append(self.critic.features(self._counted(data.train_dataloader())))
         parts = gather_lists(found)
         return ActionFeatures.join(parts) if parts else None
@@ -166,11 +175,13 @@ class CriticFit:
             )
         if not any(conversation.outcome is not None for conversation in train):
             raise LogDataError(_NOTHING_KNOWN)
-        return TurnDataModule(
-            train,
-            held,
-            renderer=self.renderer,
-            gamma=self.settings.gamma,
-            batch_size=self.settings.critic_batch,
-            seed=self.tools.seed,
+        return self._with_features(
+            TurnDataModule(
+                train,
+                held,
+                renderer=self.renderer,
+                gamma=self.settings.gamma,
+                batch_size=self.settings.critic_batch,
+                seed=self.tools.seed,
+            )
         )

@@ -21,7 +21,7 @@ from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, L
 from lightning_iterppo.models.tree import collate_trees
 from lightning_iterppo.optimization import adamw
 
-# Of Adam, as PPO's first implementation had it (Huang et al. 2022, "The 37 implementation details of proximal policy
+# Of Adam, as in OpenAI's implementation of PPO (Huang et al. 2022, "The 37 implementation details of proximal policy
 # optimization"). Where all responses are equally good the gradient is noise, and with 1e-8 Adam takes it in full steps.
 EPSILON = 1e-5
 

@@ -19,7 +19,7 @@ from lightning_iterppo.build import build_loop
 from lightning_iterppo.composition import compose
 from lightning_iterppo.conversation import Conversation
 
-__all__ = ["PROBES", "Probe", "ProbeResult", "render", "run"]
+__all__ = ["PROBES", "Probe", "ProbeResult", "render", "results_as_json", "run"]
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,6 @@ class ProbeResult:
     passed: bool
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON types."""
-        return asdict(self)
-
 
 def run(probe: Probe, *, seed: int = 1) -> ProbeResult:
     """Runs one probe, from warm start to evaluation.
@@ -109,6 +105,11 @@ def run(probe: Probe, *, seed: int = 1) -> ProbeResult:
 
 def _mean_outcome(conversations: Sequence[Conversation]) -> float:
     return sum(conversation.outcome or 0.0 for conversation in conversations) / len(conversations)
+
+
+def results_as_json(results: Sequence[ProbeResult]) -> dict[str, Any]:
+    """The results as JSON types: ``passed``, whether all did, and ``probes``, each with the fields of `ProbeResult`."""
+    return {"passed": all(result.passed for result in results), "probes": [asdict(result) for result in results]}
 
 
 def render(results: Sequence[ProbeResult]) -> RenderableType:

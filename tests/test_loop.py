@@ -421,6 +421,7 @@ def test_frozen_layers_read_the_logs_once_for_warm_start_and_critic(
     monkeypatch.setattr(critic_fit.CriticFit, "take_over", lambda self, trees: None)
     all_rows, forgetful = run()
     assert (rows, all_rows) == (20, 20 + len(logs()))
+    assert loop.critic_fit._frozen == {}
     torch.testing.assert_close(loop.critic.head.linear.weight, forgetful.critic.head.linear.weight)
 
 

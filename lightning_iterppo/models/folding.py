@@ -64,6 +64,7 @@ class Folding:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._adapter: str | None = None  # the one that is folded in
         self._layers: list[_FoldableLinear] = []
         for module in model.modules():
             if type(module) is LoraLinear:
@@ -79,18 +80,21 @@ class Folding:
     def folded(self, adapter: str) -> Iterator[None]:
         """Within it, forward passes use ``adapter`` folded in, as it is on entering: it must not change meanwhile.
 
-        A backward pass may come after it. Within another one nothing changes.
+        A backward pass may come after it. Within another one of the same adapter nothing changes.
         """
-        if self.count:
+        if adapter == self._adapter:
             yield
             return
+        before = self._adapter, [layer.fold for layer in self._layers]
         try:
+            self._adapter = adapter
             for layer in self._layers:
                 layer.fold = _fold(layer, adapter)
             yield
         finally:
-            for layer in self._layers:
-                layer.fold = None
+            self._adapter = before[0]
+            for layer, fold in zip(self._layers, before[1], strict=True):
+                layer.fold = fold
 
 
 @torch.no_grad()

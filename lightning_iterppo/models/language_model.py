@@ -324,6 +324,7 @@ class LanguageModel(nn.Module):
             type(head) is nn.Linear
             and getattr(head, "bias", None) is None
             and hidden.dtype == self.head_weight.dtype
+            and type(self.head_weight.data) is Tensor  # whole, not a shard
             and not self.head_weight.requires_grad
             and not torch.is_autocast_enabled(hidden.device.type)
         )

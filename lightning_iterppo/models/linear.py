@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Where the exchanged product was the faster one on two cores with AVX2 (fewer rows and more were not): by a third.
+# On two cores with AVX2 the exchanged product was a third faster with 32 to 128 rows, slower with 8, the same with 400.
 _FEWEST, _MOST = 16, 256
 
 

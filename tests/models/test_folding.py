@@ -108,6 +108,19 @@ def test_what_would_not_be_exact_is_left_beside_the_weights(
     assert count(halves) == 0, "the adapter would be rounded away"
 
 
+def test_another_adapter_inside_is_folded_for_itself(models: list[LanguageModel]) -> None:
+    folding, plain = models
+    with torch.no_grad():
+        with folding.folded():
+            with folding.using(CRITIC):
+                inner = folding.hidden(a_batch())
+            outer = folding.hidden(a_batch())
+        with plain.using(CRITIC):
+            torch.testing.assert_close(inner, plain.hidden(a_batch()), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(outer, plain.hidden(a_batch()), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(inner, outer)
+
+
 def test_dropout_keeps_its_noise(make_language_model: Callable[..., LanguageModel]) -> None:
     model = make_language_model("lora", dropout=0.5)
     assert model._folding is not None
