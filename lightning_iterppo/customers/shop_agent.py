@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from lightning_iterppo.customers import shop_phrases as say
 from lightning_iterppo.customers.scripted import log_seed, play
 from lightning_iterppo.customers.shop import MAX_AGENT_MESSAGES, Products, ShopCustomer
 from lightning_iterppo.customers.shop_phrases import FAMILIES, Family
+from lightning_iterppo.evaluation import rates
 
 __all__ = [
     "DEFAULT_SKILL",
@@ -286,19 +286,11 @@ def outcome_rate(
     if conversations < 1:
         raise ValueError(f"conversations must be at least 1, found {conversations}")
     customer = ShopCustomer(products)
-    played = (
+    played = [
         play(customer, agent(AGENT_SEEDS + seed).respond, seed, f"shop-{seed:06d}") for seed in range(conversations)
-    )
-    rate = sum(conversation.outcome or 0.0 for conversation in played) / conversations
-    return rate, *_wilson(rate, conversations)
-
-
-def _wilson(rate: float, count: int) -> tuple[float, float]:
-    z = 1.959964
-    centre = rate + z * z / (2 * count)
-    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    ]
+    found = rates.outcome_rate(played)
+    return found.outcome_rate, *found.ci95
 
 
 def main() -> None:
