@@ -22,6 +22,7 @@ from lightning_iterppo.data.turns import check_returns
 from lightning_iterppo.errors import ConfigError, CustomerError, RunDirectoryError
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.files import replace_directory
+from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.backbones import load_backbone
@@ -82,6 +83,7 @@ def build_parts(config: Recipe) -> Parts:
             whiten_floor=policy.whiten_floor,
             warmup_steps=policy.warmup_steps,
             weight_decay=policy.weight_decay,
+            adam_epsilon=policy.adam_epsilon,
         ),
         critic=QCritic(
             model,
@@ -89,6 +91,11 @@ def build_parts(config: Recipe) -> Parts:
             head_learning_rate=critic.head_learning_rate,
             warmup_steps=critic.warmup_steps,
             weight_decay=critic.weight_decay,
+            loss=critic.loss,  # type: ignore[arg-type]
+            low=critic.low,
+            high=critic.high,
+            heads=critic.heads,
+            pessimism=critic.pessimism,
         ),
         warm_start=WarmStart(
             model,
@@ -176,6 +183,7 @@ def _settings(config: Recipe) -> LoopSettings:
         critic_head_trust=critic.head_trust,
         critic_batch=critic.batch_conversations,
         critic_patience=critic.patience,
+        critic_td_lambda=critic.td_lambda,
         validation_fraction=critic.validation_fraction,
         history=critic.history,
         rounds=policy.rounds,
@@ -202,9 +210,11 @@ def build_loop(config: Recipe, *, kept: bool) -> IterativePPOLoop:
     customer = customer_factory(config.customer, "customer")
     held_out = customer_factory(config.held_out_customer, "held_out_customer") if config.held_out_customer else None
     logs = load_logs(config)
-    if config.critic.use_logs:
-        check_returns(logs, config.critic.gamma)
     callbacks = _named(config.callbacks, "callbacks", pl.Callback)
+    critic = config.critic
+    if critic.use_logs:
+        bounds = make_objective(critic.loss, critic.low, critic.high).bounds  # type: ignore[arg-type]
+        check_returns(logs, critic.gamma, bounds)
     parts = build_parts(config)
     return IterativePPOLoop(
         language_model=parts.model,

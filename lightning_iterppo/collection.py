@@ -20,10 +20,11 @@ MAX_TURNS = 64  # a customer that never ends a conversation is a defect of the c
 class _Talk:
     """One running conversation."""
 
-    def __init__(self, customer: Customer, seed: int, renderer: ChatRenderer) -> None:
+    def __init__(self, customer: Customer, seed: int, renderer: ChatRenderer, *, events: bool) -> None:
         self.customer = customer
         self.seed = seed
         self.renderer = renderer
+        self.events = events
         opening = _checked(_asked(customer, seed, "reset", seed), str, customer, "reset", seed)
         self.system: str | None = getattr(customer, "system", None)
         self.history = [Message("customer", opening)] if opening else []
@@ -80,12 +81,13 @@ class _Talk:
         where = f"customer {type(self.customer).__name__} (seed {self.seed})"
         if not isinstance(reward, int | float) or not math.isfinite(reward):
             raise CustomerError(f"{where}: the reward must be a finite number, found {reward!r}")
-        # Q is a probability here: every return, from any turn to the end, has to lie in [0, 1].
+        # Where Q is a probability every return, from any turn to the end, has to lie in [0, 1].
         total = sum(turn.reward for turn in self.turns) + reward
-        if reward < 0 or total > 1 + 1e-9:
+        if self.events and (reward < 0 or total > 1 + 1e-9):
             raise CustomerError(
                 f"{where}: the rewards of a conversation must be at least 0 and add up to at most 1, found {reward:g} "
-                f"for turn {len(self.turns) + 1}, {total:g} in all: divide them by the largest total there can be"
+                f"for turn {len(self.turns) + 1}, {total:g} in all: divide them by the largest total there can be, or "
+                "fit amounts with critic.loss=mse"
             )
 
     def conversation(self, name: str, policy_version: str) -> Conversation:
@@ -132,6 +134,7 @@ def collect(
     policy_version: str,
     prefix: str,
     batch: int = 64,
+    events: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Conversation]:
     """One conversation for each seed.
@@ -145,6 +148,7 @@ def collect(
         policy_version: written into every suggestion.
         prefix: conversations are named ``prefix-SEED``.
         batch: conversations side by side.
+        events: whether outcomes are of events, so that the rewards of a conversation add up to 0 to 1; else amounts.
         on_progress: called with the number of finished conversations after every turn of a batch.
 
     Raises:
@@ -152,7 +156,7 @@ def collect(
     """
     finished: list[Conversation] = []
     for start in range(0, len(seeds), batch):
-        talks = [_Talk(make_customer(), seed, renderer) for seed in seeds[start : start + batch]]
+        talks = [_Talk(make_customer(), seed, renderer, events=events) for seed in seeds[start : start + batch]]
         speaker = engine()
         while active := [talk for talk in talks if not talk.done]:
             responses = speaker.generate([talk.prompt for talk in active], sampling)

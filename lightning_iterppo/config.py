@@ -96,8 +96,17 @@ class WarmStartConfig:
 class CriticConfig:
     """Fitting Q(s, a) to the returns of collected conversations."""
 
+    # What Q is fitted with: `bce` where the outcome is a yes or no (returns from 0 to 1); `mse` or `hl-gauss` where it
+    # is an amount. hl-gauss is steadier where amounts differ much; its head cannot be solved for (`solve_head`).
+    loss: str = "bce"
+    # The least and the greatest return of an amount: hl-gauss fits nothing beyond, mse starts in the middle of them.
+    low: float = 0.0
+    high: float = 1.0
     # Discount a turn. 1 counts only whether the outcome comes; lower prefers that it comes soon; 0 sees no later turn.
     gamma: float = 1.0
+    # λ of the targets that the trunk is tuned to. 1 is what really came (no bias, but all the luck of the turns after);
+    # less takes that much of the next turn's Q instead. Costs a pass without gradients an epoch.
+    td_lambda: float = 1.0
     # At most this many passes of tuning the trunk. More fits better until it overfits; `patience` then ends it. 0 keeps
     # the trunk as it is (the policy's after the warm start), with `solve_head`.
     epochs: int = 4
@@ -126,6 +135,12 @@ class CriticConfig:
     # How far those weights are believed. 1 takes them as fitted, which a few hundred conversations make too sure; near
     # 0 every action gets nearly the mean. The order of actions is the same.
     head_trust: float = 0.5
+    # Heads of an ensemble on the one trunk, each fitted to its own sample of conversations. More say better how sure
+    # Q is, and cost next to nothing; 1 is no ensemble.
+    heads: int = 1
+    # Standard deviations of the heads taken off Q in an improvement. Higher stays with what the logs know; 0 does not
+    # care how sure Q is.
+    pessimism: float = 0.0
     # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy
     # made (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
     history: int = 0
@@ -147,6 +162,9 @@ class PolicyConfig:
     warmup_steps: int = 4
     # Pull of the trained weights towards 0. Higher keeps adapters small.
     weight_decay: float = 0.0
+    # Adam's ε. Higher takes smaller steps where gradients are small, as they are when all responses are about equally
+    # good and only noise is left; it must stay well below the gradients that matter: about 5e-5 of an adapter.
+    adam_epsilon: float = 1e-8
     # Passes over one round's samples. More reuses them harder and drifts further from the sampler.
     ppo_epochs: int = 2
     # Conversations in one optimiser step. Higher is steadier and needs more memory; lower takes more steps.

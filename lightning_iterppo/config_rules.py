@@ -12,6 +12,7 @@ from lightning_iterppo.errors import ConfigError
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 DTYPES = ("auto", "float32", "bfloat16")
 ADAPTATIONS = ("lora", "full")
+CRITIC_LOSSES = ("bce", "mse", "hl-gauss")
 LOGGED_REWARDS = ("return", "q", "mix", "none")
 PRECISIONS = (
     *("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
@@ -56,7 +57,9 @@ _RULES: dict[str, tuple[Test, str]] = {
     "warm_start.warmup_steps": _at_least(0),
     "warm_start.weight_decay": _at_least(0),
     "warm_start.batch_conversations": _at_least(1),
+    "critic.loss": _one_of(CRITIC_LOSSES),
     "critic.gamma": _CLOSED,
+    "critic.td_lambda": _CLOSED,
     "critic.epochs": _at_least(0),
     "critic.learning_rate": _POSITIVE,
     "critic.head_learning_rate": _POSITIVE,
@@ -66,6 +69,8 @@ _RULES: dict[str, tuple[Test, str]] = {
     "critic.validation_fraction": _INSIDE,
     "critic.patience": _at_least(1),
     "critic.history": _at_least(0),
+    "critic.heads": _at_least(1),
+    "critic.pessimism": _at_least(0),
     "critic.head_prior": _POSITIVE,
     "critic.head_trust": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     "policy.clip": _POSITIVE,
@@ -74,6 +79,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "policy.value_clip": _POSITIVE,
     "policy.warmup_steps": _at_least(0),
     "policy.weight_decay": _at_least(0),
+    "policy.adam_epsilon": _POSITIVE,
     "policy.ppo_epochs": _at_least(1),
     "policy.batch_conversations": _at_least(1),
     "policy.gae_lambda": _CLOSED,
@@ -120,6 +126,22 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError(f"name is {recipe.name!r}, but it must be a name that can be a folder's")
     if recipe.model.adaptation.kind == "full" and recipe.model.adaptation.top_layers is not None:
         raise ConfigError("model.adaptation.top_layers is for kind lora; full trains every layer: make it null")
+    critic = recipe.critic
+    if not critic.low < critic.high:
+        raise ConfigError(f"critic.low is {critic.low:g}, but it must be below critic.high, which is {critic.high:g}")
+    if critic.loss == "bce" and (critic.low, critic.high) != (0, 1):
+        raise ConfigError(
+            f"critic.loss bce fits returns from 0 to 1, but critic.low is {critic.low:g} and critic.high "
+            f"{critic.high:g}: take critic.loss=mse or hl-gauss"
+        )
+    if critic.loss == "hl-gauss" and (critic.solve_head or critic.epochs == 0):
+        raise ConfigError(
+            "critic.loss hl-gauss has no head that can be solved for: add critic.solve_head=false and critic.epochs=4"
+        )
+    if critic.pessimism > 0 and critic.heads == 1:
+        raise ConfigError("critic.pessimism needs heads that can disagree, but critic.heads is 1: raise it, e.g. to 5")
+    if critic.td_lambda < 1 and critic.epochs == 0:
+        raise ConfigError("critic.td_lambda is for tuning the trunk, but critic.epochs is 0: raise it, or leave λ at 1")
     scratch = recipe.model.scratch
     if recipe.model.id == "scratch" and (scratch is None or not scratch.vocabulary):
         raise ConfigError("model.id is scratch, but model.scratch.vocabulary has no words: list them, or model=scratch")

@@ -6,18 +6,19 @@ the model has seen the whole state and the whole action and nothing after it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import CatMetric
 
 from lightning_iterppo.critic_head import ActionFeatures, solve_head
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.functional.calibration import calibration_figures
+from lightning_iterppo.functional.objectives import CriticLoss, make_objective
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
@@ -25,11 +26,13 @@ from lightning_iterppo.optimization import adamw
 
 
 class QCritic(pl.LightningModule):
-    """Q(s, a) = E[Σ γ^i r_{t+i} | s_t = s, a_t = a, then π_k] as the probability of a binary outcome.
+    """Q(s, a) = E[Σ γ^i r_{t+i} | s_t = s, a_t = a, then π_k], by default as the probability of a binary outcome.
 
-    The targets are Monte Carlo returns in [0, 1] and the loss is binary cross-entropy, whose minimiser is the expected
-    return (Jiang et al. 2025, section 4). The trunk is the language model's ``critic`` variant: start it from the
-    policy's with ``model.copy("policy", "critic")``; one made from nothing fails on a few hundred conversations.
+    The targets are Monte Carlo returns, and the expected return is every loss's minimiser. ``bce``, binary
+    cross-entropy, is for returns in [0, 1] (Jiang et al. 2025, section 4); ``mse`` and ``hl-gauss`` are for outcomes
+    that are amounts (`lightning_iterppo.functional.objectives`). The trunk is the language model's ``critic`` variant:
+    start it from the policy's with ``model.copy("policy", "critic")``; one made from nothing fails on a few hundred
+    conversations.
 
     After a fit with validation the module holds the weights of its best epoch, by held-out loss.
 
@@ -39,6 +42,16 @@ class QCritic(pl.LightningModule):
         head_learning_rate: of the scalar head, which starts from zero and can learn faster.
         weight_decay: AdamW's; more keeps the critic of few conversations from learning them by heart.
         warmup_steps: optimiser steps until the full learning rate.
+        loss: ``bce``, ``mse`` or ``hl-gauss``.
+        low: the least return there can be; for ``mse`` about the least.
+        high: the greatest.
+        heads: an ensemble of so many heads on the one trunk, each fitted to its own bootstrap sample of conversations
+            (Osband et al. 2016). Q is their mean.
+        pessimism: how many standard deviations of the heads `score` takes off their mean, so that what the logs say
+            little about is not mistaken for good.
+
+    Raises:
+        ValueError: no such loss, a range that does not suit it, or no head.
     """
 
     def __init__(
@@ -49,26 +62,45 @@ class QCritic(pl.LightningModule):
         head_learning_rate: float = 3e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 10,
+        loss: CriticLoss = "bce",
+        low: float = 0.0,
+        high: float = 1.0,
+        heads: int = 1,
+        pessimism: float = 0.0,
     ) -> None:
         super().__init__()
+        if heads < 1:
+            raise ValueError(f"heads must be at least 1, found {heads}")
         self.model = model
-        self.head = ScalarHead(model.hidden_size)
+        self.objective = make_objective(loss, low, high)
+        self.heads = heads
+        self.pessimism = pessimism
+        self.head = ScalarHead(model.hidden_size, heads * self.objective.outputs)
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.held_out_logits = CatMetric()
+        self.held_out_values = CatMetric()
         self.held_out_returns = CatMetric()
+        self.held_out_losses = CatMetric()
         self.figures: dict[str, float | None] = {}
         self._best: tuple[float, dict[str, float | None], dict[str, Tensor], dict[str, Tensor]] | None = None
 
     # -- the value -----------------------------------------------------------------------------------------------
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """The logit of Q of every action of the batch, (batch,)."""
+        """What the heads say of every action of the batch, (batch, heads): for ``bce`` the logits of Q.
+
+        ``hl-gauss`` has one dimension more. ``critic.objective.values`` makes it each head's Q.
+        """
         hidden = self.model.hidden(batch)
-        logits: Tensor = self.head(hidden[batch.action_rows, batch.last_positions])
-        return logits
+        outputs: Tensor = self.head(hidden[batch.action_rows, batch.last_positions])
+        shape = (self.heads,) if self.objective.outputs == 1 else (self.heads, self.objective.outputs)
+        return outputs.view(-1, *shape)
+
+    def _losses(self, outputs: Tensor, returns: Tensor) -> Tensor:
+        """Of every action and head, (batch, heads)."""
+        return self.objective.losses(outputs, returns[:, None].expand(-1, self.heads))
 
     @torch.no_grad()
     def score(
@@ -89,7 +121,8 @@ class QCritic(pl.LightningModule):
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
-                values = iter(torch.sigmoid(self(batch)).tolist())
+                q = self.objective.values(self(batch))
+                values = iter((q.mean(-1) - self.pessimism * q.std(-1, unbiased=False)).tolist())
                 for index in chosen:
                     found[index] = [next(values) for _ in trees[index].actions]
                 if on_batch is not None:
@@ -133,10 +166,17 @@ class QCritic(pl.LightningModule):
             past: of all others.
             prior: precision of the prior on the head's weights; higher keeps them smaller.
             trust: what the weights are multiplied with, from 0 (the mean for every action) to 1 (the optimum).
+
+        Raises:
+            ValueError: the loss is ``hl-gauss``, whose head has no such optimum.
         """
-        weight, bias = solve_head(newest, past, prior=prior, trust=trust)
-        self.head.linear.weight.copy_(weight[None])
-        self.head.linear.bias.copy_(bias[None])
+        for head in range(self.heads):
+            sample = head if self.heads > 1 else None
+            weight, bias = solve_head(
+                newest, past, prior=prior, trust=trust, objective=self.objective, bootstrap=sample
+            )
+            self.head.linear.weight[head] = weight
+            self.head.linear.bias[head] = bias
 
     # -- fitting -------------------------------------------------------------------------------------------------
 
@@ -150,21 +190,29 @@ class QCritic(pl.LightningModule):
         self.figures = {}
 
     def training_step(self, batch: TurnBatch, batch_idx: int) -> Tensor:
-        """Binary cross-entropy between Q and the observed returns."""
-        loss = F.binary_cross_entropy_with_logits(self(batch.tree), batch.returns)
+        """The mean loss between Q and the observed returns."""
+        losses = self._losses(self(batch.tree), batch.returns)
+        if self.heads > 1:
+            weights = torch.stack([bootstrap_weights(tree, self.heads) for tree in batch.tree.trees]).to(losses)
+            losses = losses * weights[batch.tree.action_rows]
+        loss = losses.mean()
         self.log("critic/train_loss", loss, batch_size=len(batch.returns))
         return loss
 
     def validation_step(self, batch: TurnBatch, batch_idx: int) -> None:
         """Collects predictions on held-out conversations."""
-        self.held_out_logits.update(self(batch.tree).float())
+        outputs = self(batch.tree).float()
+        self.held_out_values.update(self.objective.values(outputs).mean(-1))
         self.held_out_returns.update(batch.returns)
+        self.held_out_losses.update(self._losses(outputs, batch.returns).mean(-1))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures, of all processes, and remembers the weights when they are the best so far."""
-        figures = calibration_figures(self.held_out_logits.compute(), self.held_out_returns.compute())
-        self.held_out_logits.reset()
-        self.held_out_returns.reset()
+        held_out = (self.held_out_values, self.held_out_returns, self.held_out_losses)
+        values, returns, losses = (metric.compute() for metric in held_out)
+        figures = calibration_figures(values, returns, losses, probability=self.objective.probability)
+        for metric in held_out:
+            metric.reset()
         for name, figure in figures.items():
             if figure is not None:
                 self.log(f"critic/{name}", figure)
@@ -201,3 +249,12 @@ class QCritic(pl.LightningModule):
             weight_decay=self.weight_decay,
             decay_steps=int(self.trainer.estimated_stepping_batches),
         )
+
+
+def bootstrap_weights(tree: TokenTree, heads: int) -> Tensor:
+    """How often each head sees a conversation, (heads,): drawn from its tokens, so that it is the same in every epoch.
+
+    Poisson with mean 1: a bootstrap sample without knowing how many conversations there are.
+    """
+    named = zlib.crc32(repr([segment.token_ids for segment in tree.segments]).encode())
+    return torch.poisson(torch.ones(heads), generator=torch.Generator().manual_seed(named))

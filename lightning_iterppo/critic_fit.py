@@ -13,6 +13,7 @@ from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_head import ActionFeatures, cross_validate_head
 from lightning_iterppo.data.turns import LoggedTree, TurnBatch, TurnDataModule, split_conversations
 from lightning_iterppo.errors import LogDataError
+from lightning_iterppo.functional.returns import lambda_returns
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import Segment
 from lightning_iterppo.phase import PhaseTools
@@ -120,7 +121,13 @@ class CriticFit:
         if measure:
             folds = max(2, round(1 / settings.validation_fraction))
             self.critic.figures = cross_validate_head(
-                new, old, prior=prior, trust=trust, folds=folds, seed=self.tools.seed
+                new,
+                old,
+                prior=prior,
+                trust=trust,
+                objective=self.critic.objective,
+                folds=folds,
+                seed=self.tools.seed,
             )
 
     def _seen_before(self, group: Sequence[Conversation]) -> ActionFeatures | None:
@@ -147,7 +154,14 @@ class CriticFit:
         own = [c for c in conversations if c.outcome is not None][rank() :: world_size()]
         found = []
         if own:
-            data = self._with_features(TurnDataModule(own, renderer=self.renderer, gamma=self.settings.gamma))
+            data = self._with_features(
+                TurnDataModule(
+                    own,
+                    renderer=self.renderer,
+                    gamma=self.settings.gamma,
+                    bounds=self.critic.objective.bounds,
+                )
+            )
             found.append(self.critic.features(self._counted(data.train_dataloader())))
         parts = gather_lists(found)
         return ActionFeatures.join(parts) if parts else None
@@ -162,9 +176,22 @@ class CriticFit:
     def _tune(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> None:
         """Tunes the critic's trunk and head; measures them on the conversations held out, if there are any."""
         stop = EarlyStopping("critic/loss", patience=self.settings.critic_patience, check_on_train_epoch_end=False)
+        data = self._data(train, held)
+        bootstrapped = self.settings.critic_td_lambda < 1
+        if bootstrapped:
+            data.relabel = self._bootstrapped
         self.tools.fit(
-            self.critic, self._data(train, held), self.settings.critic_epochs, callbacks=[stop] if held else []
+            self.critic, data, self.settings.critic_epochs, callbacks=[stop] if held else [], rounds=bootstrapped
         )
+
+    def _bootstrapped(self, items: Sequence[LoggedTree]) -> list[LoggedTree]:
+        """TD(λ) targets from the critic as it is. What is held out is measured against what really came."""
+        gamma, lam = self.settings.gamma, self.settings.critic_td_lambda
+        scores = self.critic.score([item.tree for item in items], rows=self.settings.critic_batch)
+        return [
+            LoggedTree(item.tree, lambda_returns(item.returns, values, gamma=gamma, lam=lam))
+            for item, values in zip(items, scores, strict=True)
+        ]
 
     def _data(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> TurnDataModule:
         known = sum(conversation.outcome is not None for conversation in held)
@@ -183,5 +210,6 @@ class CriticFit:
                 gamma=self.settings.gamma,
                 batch_size=self.settings.critic_batch,
                 seed=self.tools.seed,
+                bounds=self.critic.objective.bounds,
             )
         )

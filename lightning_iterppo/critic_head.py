@@ -10,6 +10,8 @@ from torch import Tensor
 
 from lightning_iterppo.functional.calibration import calibration_figures
 from lightning_iterppo.functional.logistic import fit_logistic, fit_offset
+from lightning_iterppo.functional.objectives import BinaryCrossEntropy, Objective, SquaredError
+from lightning_iterppo.functional.ridge import fit_ridge
 
 
 @dataclass(slots=True)
@@ -43,13 +45,27 @@ class ActionFeatures:
             torch.cat([part.values for part in parts]), torch.cat([part.returns for part in parts]), torch.cat(numbers)
         )
 
+    def bootstrap(self, number: int) -> ActionFeatures:
+        """A sample of as many conversations as there are, drawn with replacement; the same number, the same sample."""
+        names, places = torch.unique(self.conversations, return_inverse=True)
+        generator = torch.Generator().manual_seed(number)
+        times = torch.bincount(torch.randint(len(names), (len(names),), generator=generator), minlength=len(names))
+        rows = torch.arange(len(places)).repeat_interleave(times[places])
+        return ActionFeatures(self.values[rows], self.returns[rows], self.conversations[rows])
+
     def where(self, chosen: Tensor) -> ActionFeatures:
         """The actions where ``chosen`` (n,) is true."""
         return ActionFeatures(self.values[chosen], self.returns[chosen], self.conversations[chosen])
 
 
 def solve_head(
-    newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float, trust: float
+    newest: ActionFeatures,
+    past: ActionFeatures | None = None,
+    *,
+    prior: float,
+    trust: float,
+    objective: Objective,
+    bootstrap: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The optimal linear head for all samples, drawn towards how often the newest conversations go well.
 
@@ -63,17 +79,37 @@ def solve_head(
         past: of all others.
         prior: precision of the prior on the weights; higher keeps them smaller.
         trust: what the weights are multiplied with, from 0 (the mean for every action) to 1 (the optimum).
+        objective: cross-entropy or the squared error.
+        bootstrap: fit the weights to a bootstrap sample of conversations, of which there are as many as numbers.
 
     Returns:
         Weight (hidden,) and bias (), float64.
+
+    Raises:
+        ValueError: the objective has no linear optimum to solve for.
     """
     samples = newest if past is None else ActionFeatures.join([past, newest])
-    weight = trust * fit_logistic(samples.values, samples.returns, prior=prior)[0]
-    return weight, fit_offset(newest.values.double() @ weight, newest.returns)
+    if bootstrap is not None:
+        samples = samples.bootstrap(bootstrap)
+    if isinstance(objective, BinaryCrossEntropy):
+        weight = trust * fit_logistic(samples.values, samples.returns, prior=prior)[0]
+        return weight, fit_offset(newest.values.double() @ weight, newest.returns)
+    if isinstance(objective, SquaredError):
+        # At ½ a logit is four times a probability: with four times the prior both losses draw the weights alike.
+        weight = trust * fit_ridge(samples.values, objective.outputs_of(samples.returns), prior=4 * prior)
+        return weight, (objective.outputs_of(newest.returns).double() - newest.values.double() @ weight).mean()
+    raise ValueError("the head of this loss cannot be solved for: take bce or mse, or critic.solve_head=false")
 
 
 def cross_validate_head(
-    newest: ActionFeatures, past: ActionFeatures | None = None, *, prior: float, trust: float, folds: int, seed: int
+    newest: ActionFeatures,
+    past: ActionFeatures | None = None,
+    *,
+    prior: float,
+    trust: float,
+    objective: Objective,
+    folds: int,
+    seed: int,
 ) -> dict[str, float | None]:
     """Figures of `solve_head` on the newest conversations, each predicted by a head fitted without it.
 
@@ -85,6 +121,7 @@ def cross_validate_head(
         past: as for `solve_head`; always fitted to.
         prior: as for `solve_head`.
         trust: as for `solve_head`.
+        objective: as for `solve_head`.
         folds: parts that the conversations are cut into; at most one a conversation.
         seed: the cut's randomness.
 
@@ -97,14 +134,15 @@ def cross_validate_head(
     if folds < 2:
         return {}
     order = names[torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))]
-    logits = torch.zeros(len(newest.returns), dtype=torch.float64)
-    constant = torch.zeros_like(logits)
+    outputs = torch.zeros(len(newest.returns), dtype=torch.float64)
+    constant = torch.zeros_like(outputs)
     for fold in range(folds):
         held = torch.isin(newest.conversations, order[fold::folds])
-        weight, bias = solve_head(newest.where(~held), past, prior=prior, trust=trust)
-        logits[held] = newest.values[held].double() @ weight + bias
+        weight, bias = solve_head(newest.where(~held), past, prior=prior, trust=trust, objective=objective)
+        outputs[held] = newest.values[held].double() @ weight + bias
         constant[held] = newest.returns[~held].double().mean()
+    losses = objective.losses(outputs, newest.returns.double())
     return {
-        **calibration_figures(logits, newest.returns),
+        **calibration_figures(objective.values(outputs), newest.returns, losses, probability=objective.probability),
         "brier_constant": float((constant - newest.returns).square().mean()),
     }

@@ -102,7 +102,7 @@ class IterativePPOLoop:
             loggers=list(loggers),
             seed=seed,
         )
-        self.talker = Talker(language_model, renderer, settings, self.tools)
+        self.talker = Talker(language_model, renderer, settings, self.tools, events=critic.objective.probability)
         self.measurement = Measurement(self.talker, settings, self.tools, self._keep)
         self.critic_fit = CriticFit(critic, renderer, settings, self.tools)
         self.improvement = PolicyImprovement(policy, critic, self.talker, settings, self.tools)

@@ -21,10 +21,6 @@ from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, L
 from lightning_iterppo.models.tree import collate_trees
 from lightning_iterppo.optimization import adamw
 
-# Of Adam, as in OpenAI's implementation of PPO (Huang et al. 2022, "The 37 implementation details of proximal policy
-# optimization"). Where all responses are equally good the gradient is noise, and with 1e-8 Adam takes it in full steps.
-EPSILON = 1e-5
-
 
 class PPOPolicy(pl.LightningModule):
     """Clipped PPO over the tokens of single responses, in a KL trust region around the anchor π_k.
@@ -52,6 +48,9 @@ class PPOPolicy(pl.LightningModule):
             nearly equally good, what is left of the differences is the critic's noise, which must not be scaled up.
         warmup_steps: optimiser steps until the full learning rate.
         weight_decay: AdamW's.
+        adam_epsilon: AdamW's ε. Where all responses are equally good the gradient is noise, and AdamW takes noise in
+            full steps unless it is far below ε; 1e-5 is usual for PPO on all weights (Huang et al. 2022, "The 37
+            implementation details of proximal policy optimization"). An adapter's gradients are about 5e-5 themselves.
 
     Raises:
         ValueError: a coefficient is out of range.
@@ -75,6 +74,7 @@ class PPOPolicy(pl.LightningModule):
         whiten_floor: float = 0.1,
         warmup_steps: int = 4,
         weight_decay: float = 0.0,
+        adam_epsilon: float = 1e-8,
     ) -> None:
         super().__init__()
         for name, value in (("clip", clip), ("value_clip", value_clip), ("learning_rate", learning_rate)):
@@ -98,6 +98,7 @@ class PPOPolicy(pl.LightningModule):
         self.whiten_floor = whiten_floor
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
+        self.adam_epsilon = adam_epsilon
         self.figures: dict[str, float | None] = {}
         self.stopped_on_kl = False
         self.trained_tokens = 0
@@ -272,7 +273,7 @@ class PPOPolicy(pl.LightningModule):
             ],
             warmup_steps=self.warmup_steps,
             weight_decay=self.weight_decay,
-            epsilon=EPSILON,
+            epsilon=self.adam_epsilon,
         )
 
 

@@ -29,6 +29,7 @@ class LoopSettings:
     critic_head_trust: float = 0.5
     critic_batch: int = 8
     critic_patience: int = 2
+    critic_td_lambda: float = 1.0
     validation_fraction: float = 0.2
     history: int = 0
     rounds: int = 3

@@ -38,11 +38,15 @@ def load_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
 
     Raises:
         FileNotFoundError: it is not a critic's directory.
+        ValueError: the weights are of another model, or the head is one of another loss.
     """
     if not (directory / HEAD).is_file():
         raise FileNotFoundError(f"{directory} holds no critic ({HEAD} is missing)")
+    head = load_file(directory / HEAD)
+    if {key: value.shape for key, value in head.items()} != {k: v.shape for k, v in critic.head.state_dict().items()}:
+        raise ValueError(f"the head in {directory} is one of another critic.loss or another model than the recipe's")
     model.load_variant(CRITIC, directory)
-    critic.head.load_state_dict(load_file(directory / HEAD))
+    critic.head.load_state_dict(head)
 
 
 def module_state(model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> dict[str, Any]:

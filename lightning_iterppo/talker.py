@@ -32,13 +32,23 @@ class Talker:
         renderer: its chat template.
         settings: sampling and how many conversations go on side by side.
         tools: progress and seeds.
+        events: whether outcomes are of events; else they are amounts, of any size.
     """
 
-    def __init__(self, model: LanguageModel, renderer: ChatRenderer, settings: LoopSettings, tools: PhaseTools) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        renderer: ChatRenderer,
+        settings: LoopSettings,
+        tools: PhaseTools,
+        *,
+        events: bool = True,
+    ) -> None:
         self.model = model
         self.renderer = renderer
         self.settings = settings
         self.tools = tools
+        self.events = events
 
     def talk(
         self, customer: Callable[[], Customer], kind: int, count: int, version: str, prefix: str, *, after: int = 0
@@ -78,6 +88,7 @@ class Talker:
             policy_version=version,
             prefix=prefix,
             batch=self.settings.batch,
+            events=self.events,
             on_progress=progressed,
         )
         gathered: list[Conversation] = gather_lists(found)

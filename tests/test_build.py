@@ -251,6 +251,10 @@ def test_a_critic_from_logs_and_an_improvement_with_it(
 
     with pytest.raises(RunDirectoryError, match=r"holds no critic .* fit-critic"):
         build.improve(recipe(kind), tmp_path, [tmp_path / "logs.jsonl"], tmp_path / "run2")
+    amounts = recipe(kind)
+    amounts.critic.loss, amounts.critic.solve_head = "hl-gauss", False
+    with pytest.raises(RunDirectoryError, match=r"is one of another critic\.loss"):
+        build.improve(amounts, tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run2")
 
 
 def test_logs_that_are_none(tmp_path: Path) -> None:

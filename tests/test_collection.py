@@ -285,6 +285,18 @@ def test_the_customer_is_named_with_its_seed(renderer: ChatRenderer, customer: A
         talk(renderer, Parrot(renderer), customer, [7])
 
 
+def test_amounts_may_be_of_any_size_and_sign(renderer: ChatRenderer) -> None:
+    class Trading(Counting):
+        def reply(self, history: list[Message]) -> CustomerReply:
+            paid = len(history) > 2
+            return CustomerReply("yes", reward=250.0 if paid else -2.0, done=paid)
+
+    (made,) = talk(renderer, Parrot(renderer), Trading, [7], events=False)
+    assert [turn.reward for turn in made.turns] == [-2.0, 250.0] and made.outcome == 248.0
+    with pytest.raises(CustomerError, match=r"found -2 for turn 1.* or fit amounts with critic\.loss=mse"):
+        talk(renderer, Parrot(renderer), Trading, [7])
+
+
 def test_an_empty_opening_lets_the_agent_speak_first(renderer: ChatRenderer) -> None:
     class Silent(Counting):
         def reset(self, seed: int) -> str:

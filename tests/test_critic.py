@@ -12,11 +12,15 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_iterppo.conversation import Conversation, Turn
-from lightning_iterppo.critic import QCritic
+from lightning_iterppo.critic import QCritic, bootstrap_weights
+from lightning_iterppo.critic_fit import CriticFit
 from lightning_iterppo.data.turns import TurnDataModule
+from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree, collate_trees
+from lightning_iterppo.phase import PhaseTools
+from lightning_iterppo.settings import LoopSettings
 
 Make = Callable[..., LanguageModel]
 COLOURS = ["red", "blue", "?", "yes", "no"]
@@ -67,6 +71,67 @@ def test_it_learns_what_an_action_is_worth(make_language_model: Make, kind: str)
     assert figures["turns"] == 8
     scores = [critic.score([renderer.render(talk(n, gamma_turns=1)).tree])[0][0] for n in range(4)]
     assert min(scores[:2]) > 0.8 and max(scores[2:]) < 0.2
+
+
+@pytest.mark.parametrize("loss", ["mse", "hl-gauss"])
+def test_it_learns_amounts(make_language_model: Make, loss: str) -> None:
+    critic, renderer, data = made(make_language_model, loss=loss, low=-5.0, high=30.0)
+    train, held = (
+        [talk(n, gamma_turns=1, outcome=20.0 if n // 2 % 2 == 0 else -3.0) for n in range(count)] for count in (48, 8)
+    )
+    a_trainer(30).fit(critic, data(train, held, bounds=critic.objective.bounds))
+    scores = [critic.score([renderer.render(talk(n, gamma_turns=1)).tree])[0][0] for n in range(4)]
+    assert min(scores[:2]) > 17 and max(scores[2:]) < 0
+    figures = critic.figures
+    assert figures["explained_variance"] is not None and figures["explained_variance"] > 0.8
+    assert figures["auroc"] is None and figures["ece"] is None
+
+
+def test_returns_that_the_loss_cannot_fit_are_refused(make_language_model: Make) -> None:
+    critic, _, data = made(make_language_model, loss="hl-gauss", low=0.0, high=10.0)
+    with pytest.raises(LogDataError, match=r"earned 12, but the critic needs returns from 0 to 10"):
+        data([talk(0, outcome=12.0)], [], bounds=critic.objective.bounds)
+    with pytest.raises(LogDataError, match=r"from 0 to 1: scale the outcomes, or fit amounts with critic\.loss=mse"):
+        data([talk(0, outcome=12.0)], [])
+    assert len(data([talk(0, outcome=12.0)], [], bounds=None).train_trees) == 1
+
+
+def test_heads_of_an_ensemble_differ_and_pessimism_takes_that_off(make_language_model: Make) -> None:
+    critic, renderer, data = made(make_language_model, heads=5)
+    module = data([talk(n) for n in range(24)], [talk(n) for n in range(8)])
+    critic.fit_head(critic.features(module.train_dataloader()), prior=0.1)
+    a_trainer(3).fit(critic, module)
+    tree = renderer.render(talk(0)).tree
+    with torch.no_grad(), critic.model.using("critic"):
+        heads = torch.sigmoid(critic(collate_trees([tree], 0)))
+    assert heads.shape == (2, 5) and float(heads.std(-1).min()) > 1e-3
+    assert critic.score([tree])[0] == pytest.approx(heads.mean(-1).tolist(), abs=1e-6)
+    critic.pessimism = 2.0
+    lower = heads.mean(-1) - 2 * heads.std(-1, unbiased=False)
+    assert critic.score([tree])[0] == pytest.approx(lower.tolist(), abs=1e-6)
+    assert critic.figures["brier"] is not None and critic.figures["brier"] < 0.25
+
+
+def test_a_conversation_counts_for_a_head_the_same_number_of_times_in_every_epoch(make_language_model: Make) -> None:
+    _, renderer, _ = made(make_language_model)
+    trees = [renderer.render(talk(n, gamma_turns=1 + n)).tree for n in range(20)]
+    weights = torch.stack([bootstrap_weights(tree, 50) for tree in trees])
+    assert torch.equal(weights, torch.stack([bootstrap_weights(tree, 50) for tree in trees]))
+    assert float(weights.mean()) == pytest.approx(1.0, abs=0.1) and len(torch.unique(weights, dim=0)) == 20
+
+
+@pytest.mark.parametrize(("lam", "first"), [(1.0, 1.0), (0.0, 0.25)])
+def test_the_next_turns_value_can_stand_for_what_came_of_it(
+    make_language_model: Make, lam: float, first: float
+) -> None:
+    """Every conversation here ends well, but the critic says ¼ of every turn."""
+    critic, renderer, _ = made(make_language_model)
+    torch.nn.init.constant_(critic.head.linear.bias, math.log(0.25 / 0.75))
+    settings = LoopSettings(critic_td_lambda=lam)
+    fit = CriticFit(critic, renderer, settings, PhaseTools(None, (), lambda: None))  # type: ignore[arg-type]
+    items = TurnDataModule([talk(0, outcome=1.0)], renderer=renderer).train_trees
+    (found,) = fit._bootstrapped(items)
+    assert found.returns == pytest.approx([first, 1.0])
 
 
 def test_it_begins_undecided(make_language_model: Make) -> None:
@@ -186,7 +251,7 @@ def test_features_are_what_the_head_sees(make_language_model: Make, stir: Callab
     assert critic.model.active == "policy"
     assert torch.equal(features.returns, batch.returns)
     with torch.no_grad(), critic.model.using("critic"):
-        torch.testing.assert_close(critic.head.linear(features.values).squeeze(-1), critic(batch.tree))
+        torch.testing.assert_close(critic.head.linear(features.values), critic(batch.tree))
 
 
 def two_trees(renderer: ChatRenderer) -> list[TokenTree]:
@@ -213,7 +278,7 @@ def test_scores_are_the_forward_pass_in_the_order_of_the_responses(
     assert critic.model.active == "policy"
     with torch.no_grad(), critic.model.using("critic"):
         for tree, values in zip(trees, scores, strict=True):
-            alone = torch.sigmoid(critic(collate_trees([tree], 0))).tolist()
+            alone = torch.sigmoid(critic(collate_trees([tree], 0))[:, 0]).tolist()
             assert values == pytest.approx(alone, abs=1e-5)
             # Each response is scored at its own last token, as if its path stood alone.
             for action, value in zip(tree.actions, values, strict=True):

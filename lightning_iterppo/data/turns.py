@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -50,20 +50,24 @@ def logged_trees(
     ]
 
 
-def check_returns(conversations: Iterable[Conversation], gamma: float) -> None:
-    """Q is fitted as a probability, so every known return has to lie in [0, 1].
+def check_returns(conversations: Iterable[Conversation], gamma: float, bounds: tuple[float, float] | None) -> None:
+    """A critic that fits returns in a range needs every known one to lie in it; by default Q is a probability.
 
     Raises:
         LogDataError: one does not, with its conversation and turn.
     """
+    if bounds is None:
+        return
+    low, high = bounds
     for conversation in conversations:
         if conversation.outcome is None:
             continue
         for turn, value in enumerate(conversation.returns(gamma)):
-            if not -1e-9 <= value <= 1 + 1e-9:
+            if not low - 1e-9 <= value <= high + 1e-9:
                 raise LogDataError(
                     f"conversation {conversation.id!r}, turn {turn + 1}: from here on it earned {value:g}, but the "
-                    "critic needs returns from 0 to 1: divide outcomes by the largest one there can be"
+                    f"critic needs returns from {low:g} to {high:g}: scale the outcomes, or fit amounts with "
+                    "critic.loss=mse or hl-gauss and critic.low and critic.high"
                 )
 
 
@@ -157,10 +161,13 @@ class TurnDataModule(pl.LightningDataModule):
         batch_size: conversations a batch; a batch holds all their turns.
         seed: the order of the batches.
         unknown_outcomes: keep conversations whose outcome is unknown, for `WarmStart`; `QCritic` cannot use them.
+        bounds: the returns that the critic can fit (``critic.objective.bounds``); None for any.
+        relabel: other targets for the training conversations, asked for whenever a training dataloader is: with
+            ``reload_dataloaders_every_n_epochs=1`` in every epoch.
 
     Raises:
         ValueError: there is no training conversation, or none with a known outcome.
-        LogDataError: a return is not in [0, 1]; see `check_returns`.
+        LogDataError: a return is out of bounds; see `check_returns`.
     """
 
     def __init__(
@@ -173,13 +180,17 @@ class TurnDataModule(pl.LightningDataModule):
         batch_size: int = 8,
         seed: int = 0,
         unknown_outcomes: bool = False,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+        relabel: Callable[[Sequence[LoggedTree]], Sequence[LoggedTree]] | None = None,
     ) -> None:
         super().__init__()
         self.renderer = renderer
         self.batch_size = batch_size
         self.seed = seed
+        self.relabel = relabel
+        self._loads = 0
         if not unknown_outcomes:
-            check_returns([*train, *validation], gamma)
+            check_returns([*train, *validation], gamma, bounds)
         self.train_trees = logged_trees(train, renderer, gamma, unknown_outcomes=unknown_outcomes)
         self.validation_trees = logged_trees(validation, renderer, gamma, unknown_outcomes=unknown_outcomes)
         if not self.train_trees:
@@ -188,7 +199,8 @@ class TurnDataModule(pl.LightningDataModule):
     def _loader(self, items: Sequence[LoggedTree], *, training: bool) -> DataLoader[LoggedTree]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         own = shard(items, rank, world, equal=training)
-        batches = LengthBatches([len(i.tree) for i in own], self.batch_size, seed=self.seed, shuffle=training)
+        seed = self.seed + self._loads
+        batches = LengthBatches([len(i.tree) for i in own], self.batch_size, seed=seed, shuffle=training)
         return DataLoader(_Listed(own), batch_sampler=batches, collate_fn=self.collate)
 
     def collate(self, items: list[LoggedTree]) -> TurnBatch:
@@ -201,7 +213,10 @@ class TurnDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[LoggedTree]:
         """Batches of training conversations, in random order."""
-        return self._loader(self.train_trees, training=True)
+        items = self.train_trees if self.relabel is None else self.relabel(self.train_trees)
+        loader = self._loader(items, training=True)
+        self._loads += 1
+        return loader
 
     def val_dataloader(self) -> DataLoader[LoggedTree] | list[DataLoader[LoggedTree]]:
         """Batches of held-out conversations."""

@@ -1,4 +1,4 @@
-"""Scalar heads: a value for a hidden state."""
+"""Heads: a value for a hidden state."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from torch import Tensor, nn
 
 
 class ScalarHead(nn.Module):
-    """One number for a hidden state: a normalised linear map, zero at the start, kept in float32.
+    """One number for a hidden state, or several: a normalised linear map, zero at the start, kept in float32.
 
     The norm makes the head's learning rate mean the same on every trunk, whatever the scale of its hidden states.
 
     Args:
         hidden_size: the trunk's width.
+        outputs: how many numbers.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, outputs: int = 1) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
-        self.linear = nn.Linear(hidden_size, 1)
+        self.linear = nn.Linear(hidden_size, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(…, hidden) to (…)."""
+        """(…, hidden) to (…), or to (…, outputs) when there are several."""
         with torch.autocast(hidden.device.type, enabled=False):
             value: Tensor = self.linear(self.norm(hidden.to(self.linear.weight.dtype)))
-        return value.squeeze(-1)
+        return value.squeeze(-1) if value.shape[-1] == 1 else value

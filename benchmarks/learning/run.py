@@ -1,0 +1,258 @@
+"""Iterative PPO against other methods on three conversations in templates, at equal numbers of conversations.
+
+``python benchmarks/learning/run.py`` has every method learn every task in both regimes with ten seeds, as far as
+``benchmarks/results/learning/runs.jsonl`` does not have it already; ``--tasks``, ``--methods``, ``--regimes`` and
+``--seeds`` choose fewer, ``--jobs`` runs several at once, each on one thread. ``--tune`` tries every method's grid
+(`GRID`) instead, on one task with two seeds, and writes what was best to ``chosen.json``; ``report.py`` makes tables
+and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import json
+import logging
+import multiprocessing
+import statistics
+import sys
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from lightning_iterppo.build import build_loop
+from lightning_iterppo.composition import compose
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.machine import describe_machine
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from methods import METHODS  # noqa: E402
+
+RESULTS = HERE.parent / "results" / "learning"
+CHOSEN = HERE / "chosen.json"
+TASKS: Final = ("shop", "questions", "haggling")
+#: Iterations, and conversations in each: many deployments, or few.
+REGIMES: Final = {"many": (10, 200), "few": (3, 700)}
+#: What is tuned for every method: the size of a step and the passes over an iteration's samples.
+GRID: Final = {"learning_rate": (3e-4, 1e-3, 2e-3), "passes": (2, 6)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Args:
+        task: a name of `TASKS`.
+        method: of `METHODS`.
+        regime: of `REGIMES`.
+        seed: of the run.
+        learning_rate: of `GRID`, as the method's policy takes it.
+        passes: of `GRID`.
+        overrides: more keys of the recipe.
+    """
+
+    task: str
+    method: str
+    regime: str
+    seed: int
+    learning_rate: float
+    passes: int
+    overrides: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """What makes it another run than others."""
+        return json.dumps([*asdict(self).values()])
+
+
+def recipe_overrides(job: Job) -> list[str]:
+    """The recipe of a job, as what it changes in ``learning.yaml``."""
+    method = METHODS[job.method]
+    iterations, conversations = REGIMES[job.regime]
+    return [
+        f"seed={job.seed}",
+        f"customer._target_=tasks.{job.task}.Customer",
+        f"logs._target_=tasks.{job.task}.logs",
+        f"loop.iterations={iterations}",
+        f"loop.conversations={conversations}",
+        *method.overrides,
+        f"policy.learning_rate={job.learning_rate}",
+        f"{method.passes}={job.passes}",
+        *job.overrides,
+    ]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Learns, and gives the mean outcome before, of every iteration's conversations, and after."""
+    task = importlib.import_module(f"tasks.{job.task}")
+    warnings.simplefilter("ignore")  # Lightning's advice about workers and validation, which is not for such runs
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    method = METHODS[job.method]
+    config = compose(str(HERE / "learning.yaml"), recipe_overrides(job))
+    assert config.model.scratch is not None, "learning.yaml makes its model from nothing"
+    config.model.scratch.vocabulary = list(task.VOCABULARY)
+    config.callbacks = {}
+    loop = build_loop(config, kept=False)
+    method.install(loop)
+    started = time.perf_counter()
+    curve: list[float] = []
+    if method.online:
+        collect = loop._collect
+
+        def collected(iteration: int) -> None:
+            collect(iteration)
+            curve.append(mean_outcome(loop.conversations))
+
+        loop._collect = collected  # type: ignore[method-assign]
+        loop.run()
+    else:
+        offline(loop)
+    samples = loop.measurement.samples
+    return {
+        **asdict(job),
+        "before": mean_outcome(samples["before"]),
+        "curve": curve,
+        "after": mean_outcome(samples["after"]),
+        "seconds": round(time.perf_counter() - started, 1),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def offline(loop: Any) -> None:
+    """One iteration on the logs: no customer but those who measure it."""
+    loop.tools.place()
+    loop._phase("warm-start", loop._warm_start)
+    loop._phase("before", lambda: loop._measure("before"))
+    loop.fit_critic_only(loop.logs, None)
+    loop.improve_only(loop.logs)
+    loop._measure("after")
+
+
+def mean_outcome(conversations: list[Conversation]) -> float:
+    """The mean outcome."""
+    return statistics.fmean(c.outcome or 0.0 for c in conversations)
+
+
+def chosen() -> dict[str, dict[str, Any]]:
+    """What tuning chose for every method."""
+    if not CHOSEN.is_file():
+        sys.exit(f"there is no {CHOSEN}: run this with --tune first")
+    found: dict[str, dict[str, Any]] = json.loads(CHOSEN.read_text(encoding="utf-8"))["methods"]
+    return found
+
+
+def run_all(jobs: list[Job], file: Path, workers: int) -> None:
+    """Runs what the file does not have yet; every result is appended at once, so that nothing is lost by a stop."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    done = {Job(**_job(result)).name for result in read(file)}
+    left = [job for job in jobs if job.name not in done]
+    print(f"{len(jobs) - len(left)} of {len(jobs)} runs are there", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool, file.open("a", encoding="utf-8") as output:
+        for future in as_completed([pool.submit(run, job) for job in left]):
+            result = future.result()
+            output.write(json.dumps(result) + "\n")
+            output.flush()
+            named = (str(result[key]) for key in ("task", "regime", "method", "learning_rate", "passes", "seed"))
+            print(
+                f"{' '.join(named)}: {result['before']:.3f} -> {result['after']:.3f}, {result['seconds']:.0f} s",
+                flush=True,
+            )
+
+
+def _job(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: tuple(value) if key == "overrides" else value
+        for key, value in result.items()
+        if key in Job.__dataclass_fields__
+    }
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """All results of a file."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def tune(methods: list[str], regime: str, task: str, workers: int) -> None:
+    """Every method's grid, on one task with two seeds; the best mean is chosen."""
+    file = RESULTS / "tuning.jsonl"
+    jobs = [
+        Job(task, method, regime, seed, rate, passes)
+        for method in methods
+        for rate, passes in itertools.product(*GRID.values())
+        for seed in (101, 102)
+    ]
+    run_all(jobs, file, workers)
+    best: dict[str, dict[str, Any]] = json.loads(CHOSEN.read_text())["methods"] if CHOSEN.is_file() else {}
+    for method in methods:
+        means = {}
+        for rate, passes in itertools.product(*GRID.values()):
+            after = [
+                r["after"]
+                for r in read(file)
+                if (r["task"], r["regime"], r["method"], r["learning_rate"], r["passes"])
+                == (task, regime, method, rate, passes)
+            ]
+            means[rate, passes] = statistics.fmean(after)
+        rate, passes = max(means, key=lambda key: means[key])
+        best[method] = {"learning_rate": rate, "passes": passes, "after": means[rate, passes]}
+    record = {"task": task, "regime": regime, "machine": describe_machine(), "methods": best}
+    CHOSEN.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(best, indent=2))
+
+
+def main() -> None:
+    """Runs, or tunes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
+    parser.add_argument("--tune", action="store_true", help="try the grid on the first task and regime")
+    parser.add_argument("--try", dest="trial", action="store_true", help="one run of each, nothing is written")
+    parser.add_argument("--learning-rate", type=float, help="in place of the chosen one")
+    parser.add_argument("--passes", type=int, help="in place of the chosen ones")
+    parser.add_argument("overrides", nargs="*", help="key=value for the recipe")
+    arguments = parser.parse_args()
+    if arguments.tune:
+        tune(arguments.methods, arguments.regimes[0], arguments.tasks[0], arguments.jobs)
+        return
+    settings = {} if arguments.learning_rate and arguments.passes else chosen()
+    jobs = [
+        Job(
+            task,
+            method,
+            regime,
+            seed,
+            arguments.learning_rate or settings[method]["learning_rate"],
+            arguments.passes or settings[method]["passes"],
+            tuple(arguments.overrides),
+        )
+        for seed in range(1, arguments.seeds + 1)
+        for task in arguments.tasks
+        for regime in arguments.regimes
+        for method in arguments.methods
+    ]
+    if not arguments.trial:
+        run_all(jobs, RESULTS / "runs.jsonl", arguments.jobs)
+        return
+    for job in jobs:
+        result = run(job)
+        curve = " ".join(f"{rate:.2f}" for rate in result["curve"])
+        print(f"{job.task} {job.regime} {job.method}: {result['before']:.3f} [{curve}] {result['after']:.3f}", end=" ")
+        print(f"in {result['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

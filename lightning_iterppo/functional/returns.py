@@ -1,0 +1,28 @@
+"""Returns over the turns of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def lambda_returns(returns: Sequence[float], values: Sequence[float], *, gamma: float, lam: float) -> list[float]:
+    """TD(λ) targets: G_t = r_t + γ ((1 - λ) Q(s_{t+1}, a_{t+1}) + λ G_{t+1}) (Sutton and Barto 2018, section 12.8).
+
+    Bootstrapping from the next turn's value leaves out the luck of all turns after it, at the price of that value's
+    error.
+
+    Args:
+        returns: the Monte Carlo return of each turn, which the rewards are taken from.
+        values: Q of each turn's action.
+        gamma: discount from turn to turn.
+        lam: λ; 1 gives ``returns``, 0 the reward and the next turn's value alone.
+    """
+    found: list[float] = []
+    following = target = value = 0.0
+    for index in reversed(range(len(returns))):
+        reward = returns[index] - gamma * following
+        ahead = (1 - lam) * value + lam * target if found else 0.0
+        target = reward + gamma * ahead
+        following, value = returns[index], values[index]
+        found.append(target)
+    return found[::-1]
