@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from lightning_iterppo import config_rules
 from lightning_iterppo.composition import (
     available_groups,
     available_recipes,
@@ -16,6 +18,8 @@ from lightning_iterppo.composition import (
 )
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.errors import ConfigError
+from lightning_iterppo.functional.objectives import CriticLoss
+from lightning_iterppo.improvement import LoggedReward
 
 OURS = "lightning_iterppo/recipes"
 
@@ -270,6 +274,11 @@ def test_a_mistake_in_a_file_names_the_file(here: Path, text: str, said: list[st
     found = message("mine.yaml")
     for each in said:
         assert each in found
+
+
+def test_the_words_of_a_recipe_are_those_of_the_code() -> None:
+    assert get_args(CriticLoss) == config_rules.CRITIC_LOSSES
+    assert get_args(LoggedReward) == config_rules.LOGGED_REWARDS
 
 
 def test_defaults_of_the_schema_are_valid() -> None:

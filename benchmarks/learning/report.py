@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rliable import library, metrics
+from run import REGIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "benchmarks" / "results" / "learning" / "runs.jsonl"
@@ -54,7 +55,7 @@ def curves(methods: dict[str, list[dict[str, Any]]]) -> tuple[Scores, dict[str, 
     for method, runs in methods.items():
         scores[method] = np.array([[*run["curve"], run["after"]] for run in runs])
         count = scores[method].shape[1] - 1
-        each = {10: 200, 3: 700}.get(count, 0)
+        each = REGIMES[runs[0]["regime"]][1] if count else 0
         places[method] = [each * point for point in range(count + 1)]
     return scores, places
 

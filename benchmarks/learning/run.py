@@ -20,14 +20,17 @@ import sys
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+import lightning.pytorch as pl
+
 from lightning_iterppo.build import build_loop
 from lightning_iterppo.composition import compose
 from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.machine import describe_machine
 
 HERE = Path(__file__).resolve().parent
@@ -64,7 +67,7 @@ class Job:
     seed: int
     learning_rate: float
     passes: int
-    overrides: tuple[str, ...] = field(default=())
+    overrides: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,6 +92,17 @@ def recipe_overrides(job: Job) -> list[str]:
     ]
 
 
+class Curve(pl.Callback):
+    """The mean outcome of every iteration's conversations: the policy's before that iteration improves it."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[float] = []
+
+    def on_collect_end(self, loop: IterativePPOLoop) -> None:
+        """One more point."""
+        self.outcomes.append(mean_outcome(loop.conversations))
+
+
 def run(job: Job) -> dict[str, Any]:
     """Learns, and gives the mean outcome before, of every iteration's conversations, and after."""
     task = importlib.import_module(f"tasks.{job.task}")
@@ -103,15 +117,9 @@ def run(job: Job) -> dict[str, Any]:
     loop = build_loop(config, kept=False)
     method.install(loop)
     started = time.perf_counter()
-    curve: list[float] = []
+    curve = Curve()
+    loop.callbacks.append(curve)
     if method.online:
-        collect = loop._collect
-
-        def collected(iteration: int) -> None:
-            collect(iteration)
-            curve.append(mean_outcome(loop.conversations))
-
-        loop._collect = collected  # type: ignore[method-assign]
         loop.run()
     else:
         offline(loop)
@@ -119,14 +127,14 @@ def run(job: Job) -> dict[str, Any]:
     return {
         **asdict(job),
         "before": mean_outcome(samples["before"]),
-        "curve": curve,
+        "curve": curve.outcomes,
         "after": mean_outcome(samples["after"]),
         "seconds": round(time.perf_counter() - started, 1),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
 
 
-def offline(loop: Any) -> None:
+def offline(loop: IterativePPOLoop) -> None:
     """One iteration on the logs: no customer but those who measure it."""
     loop.tools.place()
     loop._phase("warm-start", loop._warm_start)
