@@ -68,7 +68,7 @@ def train(arguments: argparse.Namespace, job: Job) -> int:
         _need_fresh_run(run)
     job.run = run
     with _announced(run):
-        summary = _build(job).train(config, run, arguments.resume is not None)
+        summary = _operations(job).train(config, run, arguments.resume is not None)
     if arguments.json:
         output.say_json(summary.to_json())
     else:
@@ -81,7 +81,7 @@ def collect(arguments: argparse.Namespace, job: Job) -> int:
     config = _config(arguments)
     _need_policy(arguments.policy)
     _need_fresh_output(arguments.output)
-    found = _build(job).collect(config, arguments.output, arguments.policy, _count(arguments))
+    found = _operations(job).collect(config, arguments.output, arguments.policy, _count(arguments))
     output.figures(found, arguments.json)
     return 0
 
@@ -91,7 +91,7 @@ def fit_critic(arguments: argparse.Namespace, job: Job) -> int:
     config = _config(arguments)
     _need_files([*arguments.data, *arguments.validation])
     _need_fresh_output(arguments.output)
-    found = _build(job).fit_critic(config, arguments.data, arguments.validation, arguments.output)
+    found = _operations(job).fit_critic(config, arguments.data, arguments.validation, arguments.output)
     output.figures(found, arguments.json)
     return 0
 
@@ -103,7 +103,7 @@ def improve(arguments: argparse.Namespace, job: Job) -> int:
         raise RunDirectoryError(f"there is no critic {arguments.critic}: `iterppo fit-critic` makes one")
     _need_files(arguments.data)
     _need_fresh_run(arguments.output)
-    found = _build(job).improve(config, arguments.critic, arguments.data, arguments.output)
+    found = _operations(job).improve(config, arguments.critic, arguments.data, arguments.output)
     output.figures(found, arguments.json)
     return 0
 
@@ -112,7 +112,7 @@ def evaluate(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo evaluate`."""
     config = _config(arguments)
     _need_policy(arguments.policy)
-    found = _build(job).evaluate(config, arguments.policy, _count(arguments))
+    found = _operations(job).evaluate(config, arguments.policy, _count(arguments))
     output.figures(found, arguments.json)
     return 0
 
@@ -121,7 +121,7 @@ def export(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo export`."""
     _need_run(arguments.run)
     _need_fresh_output(arguments.output)
-    made = _build(job).export(arguments.run, arguments.output, arguments.iteration)
+    made = _operations(job).export(arguments.run, arguments.output, arguments.iteration)
     output.say(
         f"The model is in {made}",
         f"Next: python -c \"from transformers import pipeline; print(pipeline('text-generation', {str(made)!r}))\"",
@@ -164,7 +164,7 @@ def doctor(arguments: argparse.Namespace, job: Job) -> int:
 
 
 def _probes(as_json: bool, job: Job) -> int:
-    _build(job)  # which silences Lightning
+    _operations(job)  # which silences Lightning
     from rich.console import Console
 
     from lightning_iterppo import probes
@@ -196,14 +196,14 @@ def quiet(debug: bool) -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def _build(job: Job) -> ModuleType:
+def _operations(job: Job) -> ModuleType:
     """The functions that do the work, with torch and Lightning, whose loggers are only there once they are imported."""
-    from lightning_iterppo import build
+    from lightning_iterppo import operations
 
     if not job.debug:
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)
-    return build
+    return operations
 
 
 def _config(arguments: argparse.Namespace) -> Recipe:

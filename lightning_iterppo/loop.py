@@ -22,8 +22,8 @@ from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_fit import CriticFit
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.data.logs import read_conversations, write_conversations
-from lightning_iterppo.data.turns import TurnDataModule
 from lightning_iterppo.evaluation.rates import known_rate, outcome_rate
+from lightning_iterppo.imitation import imitate
 from lightning_iterppo.machine import describe_machine, peak_memory_bytes
 from lightning_iterppo.measurement import Measurement
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
@@ -224,22 +224,12 @@ class IterativePPOLoop:
     # -- phases --------------------------------------------------------------------------------------------------
 
     def _warm_start(self) -> None:
-        settings = self.settings
-        if self.logs and self.warm_start is not None and settings.warm_start_epochs > 0:
+        if self.logs and self.warm_start is not None and self.settings.warm_start_epochs > 0:
             self.tools.begin("warm-start")
             self.summary.logs = known_rate(self.logs)
             self._keep("logs", self.logs)
-            # What people sent is to be imitated, not the suggestion that they put aside, however it ended.
-            sent = [conversation.as_sent() for conversation in self.logs]
-            data = TurnDataModule(
-                sent,
-                renderer=self.renderer,
-                batch_size=settings.warm_start_batch,
-                seed=self.seed,
-                unknown_outcomes=True,
-            )
-            self.tools.fit(self.warm_start, data, settings.warm_start_epochs)
-            self.critic_fit.take_over(data.train_trees)
+            trees = imitate(self.warm_start, self.logs, self.renderer, self.settings, self.tools)
+            self.critic_fit.take_over(trees)
         if self.policy.kl_reference_coefficient > 0 or self.language_model.lora:
             self.language_model.copy(POLICY, REFERENCE)
         # The critic starts from the policy's trunk: one made from nothing fails on a few hundred conversations.

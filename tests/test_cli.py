@@ -49,8 +49,8 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
     return run
 
 
-class Build:
-    """Stands for `build`, which needs a model: keeps what it was called with and raises or returns what it is told."""
+class Operations:
+    """Stands for `operations`, which needs a model: keeps its calls, and raises or returns what it is told."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -103,10 +103,10 @@ SUMMARY = Summary(
 
 
 @pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> Build:
-    made = Build()
-    monkeypatch.setitem(sys.modules, "lightning_iterppo.build", made)
-    monkeypatch.setattr(lightning_iterppo, "build", made, raising=False)
+def operations(monkeypatch: pytest.MonkeyPatch) -> Operations:
+    made = Operations()
+    monkeypatch.setitem(sys.modules, "lightning_iterppo.operations", made)
+    monkeypatch.setattr(lightning_iterppo, "operations", made, raising=False)
     return made
 
 
@@ -176,7 +176,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 # -- train ----------------------------------------------------------------------------------------------------------
 
 
-def test_train_ends_with_everything_worth_knowing(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_ends_with_everything_worth_knowing(operations: Operations, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "shop", "-o", "my runs/1", "seed=4", "policy.clip=0.3"]) == 0
     printed = capsys.readouterr().out
     for text in (
@@ -185,39 +185,39 @@ def test_train_ends_with_everything_worth_knowing(build: Build, capsys: pytest.C
         *("The run is in my runs/1", "iterppo export 'my runs/1' -o 'my runs/1/model'"),
     ):
         assert text in printed
-    name, config, run, resume = build.calls[0]
+    name, config, run, resume = operations.calls[0]
     assert (name, run, resume, config.seed, config.policy.clip) == ("train", Path("my runs/1"), False, 4, 0.3)
-    assert build.announced == "my runs/1" and "ITERPPO_RUN" not in os.environ
+    assert operations.announced == "my runs/1" and "ITERPPO_RUN" not in os.environ
 
 
-def test_train_json_prints_the_summary_only(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_json_prints_the_summary_only(operations: Operations, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--json", "-o", "run"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(SUMMARY.to_json()))
 
 
-def test_default_run_directories_are_fresh(build: Build) -> None:
+def test_default_run_directories_are_fresh(operations: Operations) -> None:
     assert main(["train", "probe"]) == 0
     assert main(["train", "probe"]) == 0
-    first, second = (call[2] for call in build.calls)
+    first, second = (call[2] for call in operations.calls)
     assert first != second and first.parent == second.parent == Path("runs/probe")
 
 
-def test_resume_takes_the_recipe_of_the_run(build: Build, here: Path) -> None:
+def test_resume_takes_the_recipe_of_the_run(operations: Operations, here: Path) -> None:
     run = a_run(here / "run", "probe")
     assert main(["train", "--resume", str(run)]) == 0
-    _, config, where, resume = build.calls[0]
+    _, config, where, resume = operations.calls[0]
     assert (config, where, resume) == (compose("probe"), run, True)
 
 
 def test_processes_beside_the_first_use_its_directory_and_print_nothing(
-    build: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    operations: Operations, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("ITERPPO_RUN", "first/run")
     (Path("first/run")).mkdir(parents=True)
     (Path("first/run/recipe.yaml")).touch()
     assert main(["train", "probe"]) == 0
-    assert build.calls[0][2] == Path("first/run")
+    assert operations.calls[0][2] == Path("first/run")
     assert capsys.readouterr().out == ""
     monkeypatch.delenv("ITERPPO_RUN")
     assert main(["train", "probe"]) == 2
@@ -227,18 +227,20 @@ def test_processes_beside_the_first_use_its_directory_and_print_nothing(
 # -- the other commands ---------------------------------------------------------------------------------------------
 
 
-def test_words_between_options_are_told_apart(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_between_options_are_told_apart(operations: Operations, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.jsonl").touch()
     Path("odd=name.jsonl").touch()
     words = ["fit-critic", "--data", "a.jsonl", "odd=name.jsonl", "critic.epochs=2", "-o", "dir", "probe", "seed=5"]
     assert main(words) == 0
-    _, config, data, validation, output = build.calls[0]
+    _, config, data, validation, output = operations.calls[0]
     assert (config.name, config.critic.epochs, config.seed) == ("probe", 2, 5)
     assert (data, validation, output) == ([Path("a.jsonl"), Path("odd=name.jsonl")], [], Path("dir"))
     assert "0.75" in capsys.readouterr().out
 
 
-def test_every_command_reaches_its_function(build: Build, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_reaches_its_function(
+    operations: Operations, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("a.jsonl").touch()
     Path("critic").mkdir()
     run = a_run(here / "run")
@@ -248,8 +250,8 @@ def test_every_command_reaches_its_function(build: Build, here: Path, capsys: py
     assert json.loads(capsys.readouterr().out) == {"outcome_rate": 0.25}
     assert main(["improve", "probe", "--critic", "critic", "--data", "a.jsonl", "-o", "improved"]) == 0
     assert main(["export", str(run), "-o", "model", "--iteration", "1"]) == 0
-    assert [call[0] for call in build.calls] == ["collect", "evaluate", "improve", "export"]
-    assert build.calls[0][3:] == (None, 7) and build.calls[3][1:] == (run, Path("model"), 1)
+    assert [call[0] for call in operations.calls] == ["collect", "evaluate", "improve", "export"]
+    assert operations.calls[0][3:] == (None, 7) and operations.calls[3][1:] == (run, Path("model"), 1)
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------
@@ -284,7 +286,9 @@ def test_every_command_reaches_its_function(build: Build, here: Path, capsys: py
         (["export", "runs/b", "y", "-o", "x"], ["'y'"]),
     ],
 )
-def test_bad_input_is_one_line(build: Build, here: Path, fails: Fails, words: list[str], said: list[str]) -> None:
+def test_bad_input_is_one_line(
+    operations: Operations, here: Path, fails: Fails, words: list[str], said: list[str]
+) -> None:
     (here / "empty").mkdir()
     (here / "file.txt").write_text("x", encoding="utf-8")
     a_run(here / "runs/a")
@@ -292,7 +296,7 @@ def test_bad_input_is_one_line(build: Build, here: Path, fails: Fails, words: li
     line = fails(*words)
     for each in said:
         assert each in line
-    assert build.calls == []
+    assert operations.calls == []
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,56 +318,56 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
         (RuntimeError("PytorchStreamWriter failed writing file data/1"), "iterppo train --resume run"),
     ],
 )
-def test_known_failures_are_one_line(build: Build, fails: Fails, error: Exception, said: str) -> None:
-    build.raises = error
+def test_known_failures_are_one_line(operations: Operations, fails: Fails, error: Exception, said: str) -> None:
+    operations.raises = error
     assert said in fails("train", "-o", "run")
 
 
-def test_a_full_disk_under_another_exception(build: Build, fails: Fails) -> None:
+def test_a_full_disk_under_another_exception(operations: Operations, fails: Fails) -> None:
     try:
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as full:
             raise RuntimeError("could not save\nthe checkpoint") from full
     except RuntimeError as error:
-        build.raises = error
+        operations.raises = error
     line = fails("train", "-o", "my run")
     assert "disk is full while writing my run; free space and run iterppo train --resume 'my run'" in line
 
 
-def test_a_misconfigured_callback_is_one_line(build: Build, fails: Fails) -> None:
+def test_a_misconfigured_callback_is_one_line(operations: Operations, fails: Fails) -> None:
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-    build.raises = MisconfigurationException("nowhere\nto write")
+    operations.raises = MisconfigurationException("nowhere\nto write")
     assert "nowhere to write" in fails("train", "-o", "run")
 
 
-def test_a_defect_is_an_internal_error(build: Build, fails: Fails) -> None:
-    build.raises = ZeroDivisionError("division by zero")
+def test_a_defect_is_an_internal_error(operations: Operations, fails: Fails) -> None:
+    operations.raises = ZeroDivisionError("division by zero")
     line = fails("train", "-o", "run", code=1)
     assert "internal error: ZeroDivisionError" in line and "--debug" in line
 
 
-def test_an_interrupt_says_how_to_go_on(build: Build, fails: Fails) -> None:
-    build.raises = KeyboardInterrupt()
+def test_an_interrupt_says_how_to_go_on(operations: Operations, fails: Fails) -> None:
+    operations.raises = KeyboardInterrupt()
     assert "iterppo train --resume run" in fails("train", "-o", "run", code=130)
 
 
-def test_an_interrupt_that_lightning_made_an_exit(build: Build, fails: Fails) -> None:
+def test_an_interrupt_that_lightning_made_an_exit(operations: Operations, fails: Fails) -> None:
     try:
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
             sys.exit(1)
     except SystemExit as error:
-        build.raises = error
+        operations.raises = error
     assert "iterppo train --resume run" in fails("train", "-o", "run", code=130)
 
 
-def test_a_request_to_terminate_says_how_to_go_on(build: Build, fails: Fails) -> None:
+def test_a_request_to_terminate_says_how_to_go_on(operations: Operations, fails: Fails) -> None:
     from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-    build.raises = SIGTERMException()
+    operations.raises = SIGTERMException()
     assert "iterppo train --resume run" in fails("train", "-o", "run", code=143)
 
 

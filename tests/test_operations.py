@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_iterppo import build
+from lightning_iterppo import build, operations
 from lightning_iterppo.composition import compose, to_yaml
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.data.logs import read_conversations, write_conversations
@@ -79,7 +79,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: Any, word_customer: A
     path = tmp_path_factory.mktemp("built") / "run"
     config = recipe(request.param)
     loop = build.build_loop(config, kept=True)
-    build._begin_run(loop, config, path)
+    operations._begin_run(loop, config, path)
     loop.run()
     return Run(path, loop, request.param)
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_loaded_by_the_ecosystem(run: Run) -> None:
 
 
 def test_an_exported_model_has_the_policys_logits(run: Run, tmp_path: Path) -> None:
-    assert build.export(run.path, tmp_path / "out", None) == tmp_path / "out"
+    assert operations.export(run.path, tmp_path / "out", None) == tmp_path / "out"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         "model.safetensors",
@@ -121,7 +121,7 @@ def test_an_exported_model_has_the_policys_logits(run: Run, tmp_path: Path) -> N
     }
     with torch.no_grad():
         torch.testing.assert_close(model(run.ids).logits, run.logits(), atol=1e-4, rtol=0)
-        build.export(run.path, tmp_path / "first", 0)
+        operations.export(run.path, tmp_path / "first", 0)
         first = AutoModelForCausalLM.from_pretrained(tmp_path / "first")(run.ids).logits
     assert not torch.allclose(first, run.logits(), atol=1e-4)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) == model.config.vocab_size == 11
@@ -129,14 +129,14 @@ def test_an_exported_model_has_the_policys_logits(run: Run, tmp_path: Path) -> N
 
 def test_what_cannot_be_exported(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="no checkpoint of iteration 9"):
-        build.export(run.path, tmp_path / "out", 9)
+        operations.export(run.path, tmp_path / "out", 9)
     with pytest.raises(RunDirectoryError, match="already exists"):
-        build.export(run.path, run.path, None)
+        operations.export(run.path, run.path, None)
     with pytest.raises(RunDirectoryError, match="is not a run"):
-        build.export(tmp_path, tmp_path / "out", None)
+        operations.export(tmp_path, tmp_path / "out", None)
     RunDirectory.create(tmp_path / "new", to_yaml(recipe()))
     with pytest.raises(RunDirectoryError, match="no checkpoint yet"):
-        build.export(tmp_path / "new", tmp_path / "out", None)
+        operations.export(tmp_path / "new", tmp_path / "out", None)
     assert not (tmp_path / "out").exists()
 
 
@@ -179,9 +179,9 @@ def test_a_resumed_training_leaves_what_an_undisturbed_one_does(run: Run, tmp_pa
     )
     path = tmp_path / "run"
     with pytest.raises(Exception, match=f"^{phase}$"):
-        build.train(config, path, False)
+        operations.train(config, path, False)
     assert json.loads((path / "summary.json").read_text())["status"] == "failed"
-    summary = build.train(recipe("lora", "seed=9"), path, True)  # the recipe is the run's own
+    summary = operations.train(recipe("lora", "seed=9"), path, True)  # the recipe is the run's own
     assert summary.status == "finished"
     assert comparable(path) == comparable(run.path)
     assert [each.name for each in sorted((path / "checkpoints").glob("iteration-*"))] == [
@@ -192,14 +192,14 @@ def test_a_resumed_training_leaves_what_an_undisturbed_one_does(run: Run, tmp_pa
 
 def test_where_training_may_not_write(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="already holds a run"):
-        build.train(recipe(), run.path, False)
+        operations.train(recipe(), run.path, False)
     with pytest.raises(RunDirectoryError, match="is not a run"):
-        build.train(recipe(), tmp_path, True)
+        operations.train(recipe(), tmp_path, True)
     (tmp_path / "file").write_text("")
     with pytest.raises(RunDirectoryError, match="is a file"):
-        build.train(recipe(), tmp_path / "file", False)
+        operations.train(recipe(), tmp_path / "file", False)
     with pytest.raises(RunDirectoryError, match="not empty"):
-        build.train(recipe(), tmp_path, False)
+        operations.train(recipe(), tmp_path, False)
 
 
 # -- the other commands ----------------------------------------------------------------------------------------------
@@ -209,19 +209,19 @@ def test_evaluating_the_last_policy_gives_the_runs_figure(run: Run) -> None:
     after = run.loop.summary.after
     assert after is not None
     for place in (run.path, run.path / "checkpoints" / "iteration-001", run.path / "checkpoints/iteration-001/policy"):
-        found = build.evaluate(recipe(run.kind), place, None)
+        found = operations.evaluate(recipe(run.kind), place, None)
         assert (found["outcome_rate"], found["conversations"]) == (after.outcome_rate, 12)
-    untrained = build.evaluate(recipe(run.kind), None, 30)
+    untrained = operations.evaluate(recipe(run.kind), None, 30)
     assert (untrained["policy"], untrained["conversations"]) == (None, 30)
 
 
 def test_collecting_writes_whole_conversations(run: Run, tmp_path: Path) -> None:
-    figures = build.collect(recipe(run.kind), tmp_path / "talk.jsonl", run.path, 15)
+    figures = operations.collect(recipe(run.kind), tmp_path / "talk.jsonl", run.path, 15)
     found = read_conversations(tmp_path / "talk.jsonl")
     assert len({talk.id for talk in found}) == 15 == figures["collected"]["conversations"]
     assert all(turn.suggestion is not None and turn.suggestion.logprobs for talk in found for turn in talk.turns)
     trained = [turn.message for talk in found for turn in talk.turns]
-    build.collect(recipe(run.kind), tmp_path / "untrained.jsonl", None, 15)
+    operations.collect(recipe(run.kind), tmp_path / "untrained.jsonl", None, 15)
     assert trained != [t.message for talk in read_conversations(tmp_path / "untrained.jsonl") for t in talk.turns]
 
 
@@ -233,36 +233,36 @@ def test_a_critic_from_logs_and_an_improvement_with_it(
     write_conversations(tmp_path / "logs.jsonl", talks[:24])
     write_conversations(tmp_path / "held.jsonl", talks[24:])
     config = recipe(kind)
-    figures = build.fit_critic(config, [tmp_path / "logs.jsonl"], [tmp_path / "held.jsonl"], tmp_path / "critic")
+    figures = operations.fit_critic(config, [tmp_path / "logs.jsonl"], [tmp_path / "held.jsonl"], tmp_path / "critic")
     assert figures["turns"] == sum(len(talk.turns) for talk in talks[24:])
     assert figures["brier"] is not None
     weights = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
     assert {weights, "head.safetensors"} <= {path.name for path in (tmp_path / "critic").iterdir()}
     with pytest.raises(RunDirectoryError, match="already exists"):
-        build.fit_critic(config, [tmp_path / "logs.jsonl"], [], tmp_path / "critic")
+        operations.fit_critic(config, [tmp_path / "logs.jsonl"], [], tmp_path / "critic")
 
-    made = build.improve(recipe(kind), tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run")
+    made = operations.improve(recipe(kind), tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run")
     assert made["reward_mean"] is not None and 0 < made["reward_mean"] < 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], len(summary["iterations"]), summary["before"]) == ("finished", 1, None)
     assert (tmp_path / "run" / "checkpoints" / "iteration-000" / "policy" / weights).is_file()
-    assert build.evaluate(recipe(kind), tmp_path / "run", 5)["conversations"] == 5
-    build.export(tmp_path / "run", tmp_path / "model", None)
+    assert operations.evaluate(recipe(kind), tmp_path / "run", 5)["conversations"] == 5
+    operations.export(tmp_path / "run", tmp_path / "model", None)
 
     with pytest.raises(RunDirectoryError, match=r"holds no critic .* fit-critic"):
-        build.improve(recipe(kind), tmp_path, [tmp_path / "logs.jsonl"], tmp_path / "run2")
+        operations.improve(recipe(kind), tmp_path, [tmp_path / "logs.jsonl"], tmp_path / "run2")
     amounts = recipe(kind)
     amounts.critic.loss, amounts.critic.solve_head = "hl-gauss", False
     with pytest.raises(RunDirectoryError, match=r"is one of another critic\.loss"):
-        build.improve(amounts, tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run2")
+        operations.improve(amounts, tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run2")
 
 
 def test_logs_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"messages": []}\n')
     with pytest.raises(LogFormatError, match=r"bad\.jsonl:1: "):
-        build.fit_critic(recipe(), [tmp_path / "bad.jsonl"], [], tmp_path / "critic")
+        operations.fit_critic(recipe(), [tmp_path / "bad.jsonl"], [], tmp_path / "critic")
     with pytest.raises(LogFormatError, match="no such file"):
-        build.improve(recipe(), tmp_path, [tmp_path / "none.jsonl"], tmp_path / "run")
+        operations.improve(recipe(), tmp_path, [tmp_path / "none.jsonl"], tmp_path / "run")
     assert not (tmp_path / "critic").exists() and not (tmp_path / "run").exists()
 
 
@@ -276,12 +276,12 @@ def test_logs_of_the_recipe_are_read_from_files(tmp_path: Path) -> None:
 
 def test_a_policy_that_is_none(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"--policy .*holds no"):
-        build.evaluate(recipe(run.kind), tmp_path, 5)
+        operations.evaluate(recipe(run.kind), tmp_path, 5)
     other = "full" if run.kind == "lora" else "lora"
     with pytest.raises(RunDirectoryError, match="--policy"):
-        build.evaluate(recipe(other), run.path, 5)
+        operations.evaluate(recipe(other), run.path, 5)
     with pytest.raises(RunDirectoryError, match="another model or adaptation"):
-        build.evaluate(recipe(run.kind, "model.scratch.hidden_size=32"), run.path, 5)
+        operations.evaluate(recipe(run.kind, "model.scratch.hidden_size=32"), run.path, 5)
 
 
 def test_a_customer_that_cannot_answer_is_found_before_any_work() -> None:
@@ -309,7 +309,7 @@ def test_a_recipe_that_cannot_begin_leaves_no_run_directory(
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(error):
-        build.train(recipe("full", *overrides), run, False)
+        operations.train(recipe("full", *overrides), run, False)
     assert not run.exists()
 
 
@@ -318,14 +318,14 @@ def test_outcomes_that_are_no_probabilities_are_found_before_any_work(tmp_path: 
     turn = {"customer": "hat", "message": "red", "reward": 250}
     logs.write_text(json.dumps({"id": "a7", "turns": [turn], "outcome": 250}) + "\n", encoding="utf-8")
     with pytest.raises(LogDataError, match=r"conversation 'a7', turn 1: from here on it earned 250"):
-        build.train(recipe("full", "logs=file", f"logs.path={logs}"), tmp_path / "run", False)
+        operations.train(recipe("full", "logs=file", f"logs.path={logs}"), tmp_path / "run", False)
 
 
 def test_logs_of_which_no_outcome_is_known_are_imitated(tmp_path: Path) -> None:
     logs = tmp_path / "logs.jsonl"
     lines = [json.dumps({"id": str(n), "turns": [{"customer": "hat", "message": "red"}]}) for n in range(8)]
     logs.write_text("\n".join(lines), encoding="utf-8")
-    summary = build.train(
+    summary = operations.train(
         recipe("full", "logs=file", f"logs.path={logs}", "loop.iterations=1"), tmp_path / "run", False
     )
     assert summary.logs is None and summary.status == "finished"

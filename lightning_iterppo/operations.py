@@ -1,0 +1,182 @@
+"""What the command line does: the loop or a part of it, between a recipe and the files that it reads and writes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from lightning_iterppo.build import build_loop, instantiate_named, load_language_model
+from lightning_iterppo.composition import load_recipe, to_yaml
+from lightning_iterppo.config import Recipe
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.data.logs import read_conversations, write_conversations
+from lightning_iterppo.errors import RunDirectoryError
+from lightning_iterppo.evaluation.rates import outcome_rate
+from lightning_iterppo.files import replace_directory
+from lightning_iterppo.loop import IterativePPOLoop
+from lightning_iterppo.models.language_model import POLICY, LanguageModel
+from lightning_iterppo.run_directory import RunDirectory
+from lightning_iterppo.snapshot import load_critic, save_critic
+from lightning_iterppo.step_metrics import continue_metrics
+from lightning_iterppo.summary import Summary
+from lightning_iterppo.trainer import barrier, rank
+
+
+def train(config: Recipe, run: Path, resume: bool) -> Summary:
+    """The whole loop, into ``run``.
+
+    Raises:
+        RunDirectoryError: ``run`` holds another run, or, to resume, none.
+    """
+    if not resume:
+        loop = build_loop(config, kept=True)
+        _begin_run(loop, config, run)
+        return loop.run()
+    directory = RunDirectory.open(run)
+    config = load_recipe(directory.recipe)
+    state = directory.load_state()
+    loop = build_loop(config, kept=True)
+    _attach(loop, config, directory, last_step=None if state is None else int(state["steps"]))
+    if state is not None:
+        loop.load_state_dict(state)
+    return loop.run()
+
+
+def _attach(loop: IterativePPOLoop, config: Recipe, run: RunDirectory, *, last_step: int | None = None) -> None:
+    """Lets a loop write into a run directory; step metrics that are there stay up to ``last_step``."""
+    loop.run_dir = run
+    loop.tools.loggers = _loggers(config, run, last_step)
+
+
+def _loggers(config: Recipe, run: RunDirectory, last_step: int | None) -> list[Logger]:
+    if rank() != 0:
+        return []
+    with continue_metrics(run.metrics, last_step=last_step) as attach:
+        loggers: list[Logger] = instantiate_named(config.logger, "logger", Logger, save_dir=str(run.path))
+        attach(loggers)
+    return loggers
+
+
+def _begin_run(loop: IterativePPOLoop, config: Recipe, run: Path) -> None:
+    """Makes the run's directory: the first process makes it, the others wait for it."""
+    directory = RunDirectory(run) if _is_child_process() else RunDirectory.create(run, to_yaml(config))
+    barrier()
+    _attach(loop, config, directory)
+    if rank() == 0:
+        directory.write_summary(loop.summary)
+
+
+def _is_child_process() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("RANK", "0") != "0"
+
+
+def collect(config: Recipe, output: Path, policy: Path | None, conversations: int | None) -> dict[str, Any]:
+    """Conversations under a policy, into a file."""
+    count = conversations or config.loop.conversations
+    found = _talk(config, policy, count, "collect", training=True)
+    if rank() == 0:
+        write_conversations(output, found)
+    return {"conversations": str(output), "collected": asdict(outcome_rate(found))}
+
+
+def evaluate(config: Recipe, policy: Path | None, conversations: int | None) -> dict[str, Any]:
+    """The outcome rate of a policy on customers that training never meets."""
+    count = conversations or config.loop.evaluation_conversations
+    found = _talk(config, policy, count, "after", training=False)
+    return {"policy": None if policy is None else str(policy), **asdict(outcome_rate(found))}
+
+
+def _talk(config: Recipe, policy: Path | None, count: int, name: str, *, training: bool) -> list[Conversation]:
+    loop = build_loop(config, kept=False)
+    if policy is not None:
+        _load_policy(loop.language_model, policy)
+    return loop.talk(count, name, training=training)
+
+
+def _policy_directory(path: Path) -> Path:
+    """A policy's own directory, from it, from a checkpoint, or from a run (its newest checkpoint)."""
+    if (path / "policy").is_dir():
+        return path / "policy"
+    if (path / "recipe.yaml").is_file():
+        newest = RunDirectory.open(path).newest_checkpoint()
+        if newest is None:
+            raise RunDirectoryError(f"{path} has no checkpoint yet")
+        return newest / "policy"
+    return path
+
+
+def _load_policy(model: LanguageModel, path: Path) -> None:
+    try:
+        model.load_variant(POLICY, _policy_directory(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise RunDirectoryError(f"--policy {path}: {error}; give a checkpoint's policy directory, or a run") from error
+
+
+def fit_critic(config: Recipe, data: list[Path], validation: list[Path], output: Path) -> dict[str, Any]:
+    """Q from logs alone, into a directory.
+
+    Raises:
+        LogFormatError: a line of a file is not a conversation.
+        RunDirectoryError: the directory is not empty.
+    """
+    _refuse_full(output)
+    logs = read_conversations(data)
+    held = read_conversations(validation) if validation else None
+    loop = build_loop(_without_logs(config), kept=False)
+    figures = loop.fit_critic_only(logs, held)
+    if rank() == 0:
+        with replace_directory(output) as directory:
+            save_critic(directory, loop.language_model, loop.critic)
+    return {"critic": str(output), **figures}
+
+
+def improve(config: Recipe, critic: Path, data: list[Path], run: Path) -> dict[str, Any]:
+    """PPO against a fitted Q on logged states, into a run directory.
+
+    Raises:
+        RunDirectoryError: the critic is none, or the run directory is taken.
+    """
+    logs = read_conversations(data)
+    loop = build_loop(config, kept=True)
+    try:
+        load_critic(critic, loop.language_model, loop.critic)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunDirectoryError(f"--critic {critic}: {error}; give a directory that fit-critic wrote") from error
+    _begin_run(loop, config, run)
+    return {"run": str(run), **loop.improve_only(logs)}
+
+
+def export(run: Path, output: Path, iteration: int | None) -> Path:
+    """Merged safetensors of a run's policy, which transformers loads by itself.
+
+    Raises:
+        RunDirectoryError: it is not a run, it has no such checkpoint, or the output is not empty.
+    """
+    directory = RunDirectory.open(run)
+    _refuse_full(output)
+    source = directory.newest_checkpoint() if iteration is None else directory.checkpoint(iteration)
+    if source is None or not (source / "policy").is_dir():
+        which = "no checkpoint yet" if iteration is None else f"no checkpoint of iteration {iteration}"
+        raise RunDirectoryError(f"{run} has {which}")
+    config = load_recipe(directory.recipe)
+    # Merged in float32: adding an adapter to bfloat16 weights would round most of it away.
+    config.model.dtype = "float32"
+    model = load_language_model(config)
+    model.load_variant(POLICY, source / "policy")
+    with replace_directory(output) as target:
+        model.save_merged(POLICY, target)
+    return output
+
+
+def _without_logs(config: Recipe) -> Recipe:
+    config.logs = {}
+    return config
+
+
+def _refuse_full(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunDirectoryError(f"{path} already exists: choose another with -o")
