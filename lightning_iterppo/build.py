@@ -184,6 +184,7 @@ def _settings(config: Recipe) -> LoopSettings:
         conversations_per_round=policy.conversations_per_round,
         log_conversations=policy.log_conversations,
         logged_reward=policy.logged_reward,  # type: ignore[arg-type]
+        logged_lambda=policy.logged_lambda,
     )
 
 

@@ -177,7 +177,8 @@ class PolicyConfig:
     kl_reference_coefficient: float = 0.0
     # End an improvement when the KL to its start passes this, in nats a response. Lower is safer; null never ends it.
     kl_stop: float | None = 4.0
-    # Weight of the value head's loss beside the policy's. Higher trains the baseline faster, at the trunk's expense.
+    # Weight of the value head's loss beside the policy's. Higher trains the baseline faster, at the trunk's expense. 0
+    # leaves the head at zero; with gae_lambda 1 all tokens of a response then get its reward minus the others' mean.
     value_coefficient: float = 0.5
     # Weight of an entropy bonus. Higher keeps the text varied, too high makes it noise; 0 is off.
     entropy_coefficient: float = 0.0
@@ -191,6 +192,9 @@ class PolicyConfig:
     # `q` the critic's value, `mix` the mean of both (a quarter of the noise's variance), `none` leaves logged actions
     # out. Among a few hundred conversations the noise of whole returns drowns what Q says about the fresh ones.
     logged_reward: str = "none"
+    # λ of what logged actions earned, over turns. Below 1 the value of the state that an action led to stands in for a
+    # part of what came later: less noise, and as wrong as Q is; 1 is the observed return.
+    logged_lambda: float = 1.0
     # Fresh responses to each logged state. More compares alternatives better and costs generation time.
     samples_per_state: int = 2
     # Conversations of the logs whose states join the collected ones in every improvement. More shows the policy where

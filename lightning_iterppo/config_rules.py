@@ -90,6 +90,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "policy.value_coefficient": _at_least(0),
     "policy.entropy_coefficient": _at_least(0),
     "policy.logged_reward": _one_of(LOGGED_REWARDS),
+    "policy.logged_lambda": _CLOSED,
     "policy.samples_per_state": _at_least(1),
     "policy.rounds": _at_least(1),
     "policy.log_conversations": _at_least(0),
@@ -142,6 +143,12 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError("critic.pessimism needs heads that can disagree, but critic.heads is 1: raise it, e.g. to 5")
     if critic.td_lambda < 1 and critic.epochs == 0:
         raise ConfigError("critic.td_lambda is for tuning the trunk, but critic.epochs is 0: raise it, or leave λ at 1")
+    policy = recipe.policy
+    if policy.logged_lambda < 1 and policy.logged_reward not in ("return", "mix"):
+        raise ConfigError(
+            "policy.logged_lambda is for what logged actions earned, but policy.logged_reward is "
+            f"{policy.logged_reward}: take return or mix, or leave λ at 1"
+        )
     scratch = recipe.model.scratch
     if recipe.model.id == "scratch" and (scratch is None or not scratch.vocabulary):
         raise ConfigError("model.id is scratch, but model.scratch.vocabulary has no words: list them, or model=scratch")

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_iterppo.conversation import Conversation, Message
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree, collate_samples
 from lightning_iterppo.data.turns import LengthBatches
+from lightning_iterppo.functional.returns import lambda_returns
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
@@ -111,6 +112,9 @@ class RoundDataModule(pl.LightningDataModule):
         conversations_per_round: how many conversations' states one round uses, over all processes.
         logged_reward: the reward of the logged actions: ``return`` is what they earned, ``q`` the scorer's value,
             ``mix`` the mean of both, ``none`` leaves them out.
+        logged_lambda: λ of what they earned, as in GAE but over turns: below 1 a part of what came later is replaced by
+            the mean value of the fresh responses in the next state, which has seen the customer's answer but not the
+            luck of the turns after it. 1 is the observed return.
         gamma: discount from turn to turn, for ``return``.
         ppo_epochs: passes over the samples of a round.
         batch_size: conversations a batch.
@@ -134,6 +138,7 @@ class RoundDataModule(pl.LightningDataModule):
         samples_per_state: int = 2,
         conversations_per_round: int = 64,
         logged_reward: LoggedReward = "none",
+        logged_lambda: float = 1.0,
         gamma: float = 1.0,
         ppo_epochs: int = 2,
         batch_size: int = 8,
@@ -153,6 +158,7 @@ class RoundDataModule(pl.LightningDataModule):
         self.samples_per_state = samples_per_state
         self.conversations_per_round = conversations_per_round
         self.logged_reward = logged_reward
+        self.logged_lambda = logged_lambda
         self.gamma = gamma
         self.ppo_epochs = ppo_epochs
         self.batch_size = batch_size
@@ -265,12 +271,12 @@ class RoundDataModule(pl.LightningDataModule):
         A baseline that does not depend on the response itself leaves the gradient unbiased. A logged action's own value
         is one of the others' too: it is one more sample of the same policy's.
         """
-        returns = state.conversation.returns(self.gamma)
-        totals = [0.0] * len(returns)
-        counts = [0] * len(returns)
+        turns = len(state.conversation.turns)
+        totals, counts = [0.0] * turns, [0] * turns
         for turn, value in zip(state.turns, values, strict=True):
             totals[turn] += value
             counts[turn] += 1
+        returns = self._returns(state, values)
         rewards, baselines = [], []
         for turn, value, fresh in zip(state.turns, values, state.fresh, strict=True):
             if fresh or self.logged_reward == "q":
@@ -281,3 +287,15 @@ class RoundDataModule(pl.LightningDataModule):
             others = counts[turn] - 1
             baselines.append((totals[turn] - value) / others if others else 0.0)
         return ScoredTree(state.tree, rewards, baselines, list(state.fresh))
+
+    def _returns(self, state: RoundState, values: Sequence[float]) -> list[float]:
+        """What each turn's message earned; with λ below 1 partly the value of the state that it led to."""
+        returns = state.conversation.returns(self.gamma)
+        if self.logged_lambda == 1:
+            return returns
+        fresh: list[list[float]] = [[] for _ in returns]
+        for turn, value, is_fresh in zip(state.turns, values, state.fresh, strict=True):
+            if is_fresh:
+                fresh[turn].append(value)
+        states = [sum(found) / len(found) for found in fresh]
+        return lambda_returns(returns, states, gamma=self.gamma, lam=self.logged_lambda)

@@ -62,6 +62,7 @@ class PolicyImprovement:
             samples_per_state=settings.samples_per_state,
             conversations_per_round=settings.conversations_per_round,
             logged_reward=settings.logged_reward,
+            logged_lambda=settings.logged_lambda,
             gamma=settings.gamma,
             ppo_epochs=settings.ppo_epochs,
             batch_size=settings.policy_batch,

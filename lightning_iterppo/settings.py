@@ -38,4 +38,5 @@ class LoopSettings:
     samples_per_state: int = 2
     conversations_per_round: int = 64
     logged_reward: LoggedReward = "none"
+    logged_lambda: float = 1.0
     log_conversations: int = 0

@@ -222,6 +222,7 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("shop", "policy.logged_reward=both", ["policy.logged_reward", "return, q, mix, none"]),
         ("shop", "critic.loss=l2", ["critic.loss", "one of bce, mse, hl-gauss"]),
         ("shop", "critic.td_lambda=0.9", ["critic.td_lambda", "critic.epochs is 0"]),
+        ("probe", "policy.logged_lambda=0.9", ["policy.logged_lambda", "policy.logged_reward is none"]),
         ("shop", "critic.pessimism=1", ["critic.pessimism", "critic.heads is 1"]),
         ("shop", "critic.high=0", ["critic.low is 0", "below critic.high"]),
         ("shop", "critic.high=250", ["critic.loss bce", "critic.high 250", "critic.loss=mse"]),

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 def lambda_returns(returns: Sequence[float], values: Sequence[float], *, gamma: float, lam: float) -> list[float]:
-    """TD(λ) targets: G_t = r_t + γ ((1 - λ) Q(s_{t+1}, a_{t+1}) + λ G_{t+1}) (Sutton and Barto 2018, section 12.8).
+    """λ-returns: G_t = r_t + γ ((1 - λ) V_{t+1} + λ G_{t+1}), with V or Q of the next turn (Sutton, Barto 2018, 12.3).
 
     Bootstrapping from the next turn's value leaves out the luck of all turns after it, at the price of that value's
     error.
 
     Args:
         returns: the Monte Carlo return of each turn, which the rewards are taken from.
-        values: Q of each turn's action.
+        values: V of each turn's state, or Q of its action: 0 after the last.
         gamma: discount from turn to turn.
         lam: λ; 1 gives ``returns``, 0 the reward and the next turn's value alone.
     """
