@@ -113,8 +113,8 @@ class RoundDataModule(pl.LightningDataModule):
         logged_reward: the reward of the logged actions: ``return`` is what they earned, ``q`` the scorer's value,
             ``mix`` the mean of both, ``none`` leaves them out.
         logged_lambda: λ of what they earned, as in GAE but over turns: below 1 a part of what came later is replaced by
-            the mean value of the fresh responses in the next state, which has seen the customer's answer but not the
-            luck of the turns after it. 1 is the observed return.
+            the mean value of the responses to the next state, which has seen the customer's answer but not the luck of
+            the turns after it. 1 is the observed return.
         gamma: discount from turn to turn, for ``return``.
         ppo_epochs: passes over the samples of a round.
         batch_size: conversations a batch.
@@ -276,7 +276,10 @@ class RoundDataModule(pl.LightningDataModule):
         for turn, value in zip(state.turns, values, strict=True):
             totals[turn] += value
             counts[turn] += 1
-        returns = self._returns(state, values)
+        returns = state.conversation.returns(self.gamma)
+        if self.logged_lambda < 1:
+            means = [total / count for total, count in zip(totals, counts, strict=True)]
+            returns = lambda_returns(returns, means, gamma=self.gamma, lam=self.logged_lambda)
         rewards, baselines = [], []
         for turn, value, fresh in zip(state.turns, values, state.fresh, strict=True):
             if fresh or self.logged_reward == "q":
@@ -287,15 +290,3 @@ class RoundDataModule(pl.LightningDataModule):
             others = counts[turn] - 1
             baselines.append((totals[turn] - value) / others if others else 0.0)
         return ScoredTree(state.tree, rewards, baselines, list(state.fresh))
-
-    def _returns(self, state: RoundState, values: Sequence[float]) -> list[float]:
-        """What each turn's message earned; with λ below 1 partly the value of the state that it led to."""
-        returns = state.conversation.returns(self.gamma)
-        if self.logged_lambda == 1:
-            return returns
-        fresh: list[list[float]] = [[] for _ in returns]
-        for turn, value, is_fresh in zip(state.turns, values, state.fresh, strict=True):
-            if is_fresh:
-                fresh[turn].append(value)
-        states = [sum(found) / len(found) for found in fresh]
-        return lambda_returns(returns, states, gamma=self.gamma, lam=self.logged_lambda)

@@ -159,11 +159,11 @@ def test_a_discounted_return_is_that_of_its_turn(make_language_model: Make) -> N
 def test_with_lambda_below_one_the_next_state_stands_in_for_what_came_later(make_language_model: Make) -> None:
     round_ = Round(make_language_model, [talk()], samples_per_state=2, logged_reward="return", logged_lambda=0.0)
     round_.data.train_dataloader()
-    # Fresh values are 0.2 and 0.3 in the first state, 0.4 and 0.5 in the second; the reward comes at the very end.
-    assert round_.policy.given[0].rewards[:2] == pytest.approx([0.45, 1.0])
+    # The second state's responses are worth 0.1 (logged), 0.4 and 0.5; the reward comes at the very end.
+    assert round_.policy.given[0].rewards[:2] == pytest.approx([1 / 3, 1.0])
     halfway = Round(make_language_model, [talk()], samples_per_state=2, logged_reward="return", logged_lambda=0.5)
     halfway.data.train_dataloader()
-    assert halfway.policy.given[0].rewards[:2] == pytest.approx([0.5 * 0.45 + 0.5 * 1.0, 1.0])
+    assert halfway.policy.given[0].rewards[:2] == pytest.approx([0.5 / 3 + 0.5 * 1.0, 1.0])
 
 
 def test_a_lone_response_has_no_baseline(make_language_model: Make) -> None:

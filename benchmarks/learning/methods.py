@@ -243,16 +243,16 @@ def next_message(loop: IterativePPOLoop) -> None:
     loop.improvement = Improve()  # type: ignore[assignment]
 
 
-#: What an advantage given from outside needs: no value head, no GAE.
-_GIVEN: Final = ("policy.gae_lambda=1", "policy.value_coefficient=0")
+#: A value head and GAE: the baseline of rewards that come without one. All others bring theirs, or need none.
+_VALUE_HEAD: Final = ("policy.gae_lambda=0.95", "policy.value_coefficient=0.5")
 
 METHODS: Final[dict[str, Method]] = {
     "iterative-ppo": Method(passes="policy.rounds"),
-    "trajectory-ppo": Method(trajectory_ppo),
-    "grpo": Method(grpo, (*_GIVEN, "policy.whiten=false")),
-    "turn-ppo": Method(turn_ppo, _GIVEN),
+    "trajectory-ppo": Method(trajectory_ppo, _VALUE_HEAD),
+    "grpo": Method(grpo, ("policy.whiten=false",)),
+    "turn-ppo": Method(turn_ppo),
     "filtered-cloning": Method(filtered_cloning),
-    "archer": Method(archer, _GIVEN, passes="policy.rounds"),
+    "archer": Method(archer, passes="policy.rounds"),
     "offline": Method(passes="policy.rounds", online=False),
     "next-message": Method(next_message, passes="policy.rounds"),
 }
