@@ -21,7 +21,7 @@ from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_fit import CriticFit
 from lightning_iterppo.customers import Customer
-from lightning_iterppo.data.logs import read_conversations, write_conversations
+from lightning_iterppo.data.logs import write_conversations
 from lightning_iterppo.evaluation.rates import known_rate, outcome_rate
 from lightning_iterppo.imitation import imitate
 from lightning_iterppo.machine import describe_machine, peak_memory_bytes
@@ -35,7 +35,7 @@ from lightning_iterppo.progress import Progress
 from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.snapshot import load_modules, module_state, save_checkpoint
-from lightning_iterppo.summary import CRITIC_FIGURES, POLICY_FIGURES, IterationRecord, Rate, Summary, side_by_side
+from lightning_iterppo.summary import CRITIC_FIGURES, POLICY_FIGURES, IterationRecord, Rate, Summary
 from lightning_iterppo.talker import EVALUATION_SEEDS, TRAINING_SEEDS, Talker
 from lightning_iterppo.trainer import TrainerFactory, barrier, gather_lists, rank
 from lightning_iterppo.warm_start import WarmStart
@@ -209,10 +209,7 @@ class IterativePPOLoop:
         started = time.perf_counter()
         work()
         seconds = time.perf_counter() - started
-        if name in ("before", "after") or name.startswith("held-out"):
-            self.summary.evaluation_seconds += seconds
-        else:
-            self.summary.seconds += seconds
+        self.summary.spend(name, seconds)
         kind, _, _ = name.partition("-")
         if self._current is not None and kind in ("collect", "evaluate", "improve"):
             self._current.seconds[kind] = seconds
@@ -285,10 +282,7 @@ class IterativePPOLoop:
         """The outcome rate on customers that training never meets, and on another kind of customer."""
         rate = self.measurement.evaluation(self.customer, when)
         second = self.measurement.held_out(self.held_out_customer, when)
-        if when == "before":
-            self.summary.before, self.summary.before_held_out = rate, second
-        else:
-            self.summary.after, self.summary.after_held_out = rate, second
+        self.summary.measured(when, rate, second)
 
     def _keep(self, name: int | str, conversations: Sequence[Conversation]) -> None:
         if self.run_dir is not None and self.is_main:
@@ -340,18 +334,10 @@ class IterativePPOLoop:
         last = len(self.summary.iterations) - 1
         if self.run_dir is not None and last >= 0 and not self.run_dir.checkpoint(last).exists():
             self.save_checkpoint(last)
-        before, after = (self._measured(when) for when in ("before", "after"))
-        self.summary.examples = side_by_side(before, after)
+        self.summary.examples = self.measurement.examples(self.run_dir)
         self._done()
         self._finished.append("done")
         self.save()
-
-    def _measured(self, when: str) -> list[Conversation]:
-        """The evaluation conversations, read again if another process had them before a resume."""
-        held = self.measurement.samples.get(when)
-        if held is None and self.run_dir is not None and self.run_dir.conversations(when).exists():
-            held = read_conversations(self.run_dir.conversations(when))
-        return held or []
 
     def _done(self) -> None:
         self.progress.begin("done")

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.customers import Customer
+from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.phase import PhaseTools
 from lightning_iterppo.progress import Phase
+from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.settings import LoopSettings
-from lightning_iterppo.summary import Rate
+from lightning_iterppo.summary import Rate, side_by_side
 from lightning_iterppo.talker import EVALUATION_SEEDS, HELD_OUT_SEEDS, Talker
 
 
@@ -51,6 +53,17 @@ class Measurement:
             return None
         found = self._talk(customer, HELD_OUT_SEEDS, self.settings.held_out_conversations, when, f"{when}-held-out")
         return outcome_rate(found) if found else None
+
+    def examples(self, run_dir: RunDirectory | None) -> tuple[Conversation | None, Conversation | None]:
+        """One from before and one from after to show; read again if another process had them before a resume."""
+        before, after = (self._held(when, run_dir) for when in ("before", "after"))
+        return side_by_side(before, after)
+
+    def _held(self, when: str, run_dir: RunDirectory | None) -> list[Conversation]:
+        held = self.samples.get(when)
+        if held is None and run_dir is not None and run_dir.conversations(when).exists():
+            held = read_conversations(run_dir.conversations(when))
+        return held or []
 
     def _talk(
         self, customer: Callable[[], Customer], seeds: int, count: int, when: Phase, name: str

@@ -80,6 +80,20 @@ class Summary:
     iterations: list[IterationRecord] = field(default_factory=list)
     examples: tuple[Conversation | None, Conversation | None] = (None, None)
 
+    def spend(self, phase: str, seconds: float) -> None:
+        """Counts the time of a phase, by its name: measuring outcome rates is no training."""
+        if phase in ("before", "after") or phase.startswith("held-out"):
+            self.evaluation_seconds += seconds
+        else:
+            self.seconds += seconds
+
+    def measured(self, when: Literal["before", "after"], rate: Rate | None, held_out: Rate | None) -> None:
+        """Takes the two outcome rates of before training or after it."""
+        if when == "before":
+            self.before, self.before_held_out = rate, held_out
+        else:
+            self.after, self.after_held_out = rate, held_out
+
     def to_json(self) -> dict[str, Any]:
         """The content of `summary.json`; the example conversations are files of their own."""
         record = {key: value for key, value in asdict(self).items() if key != "examples"}
