@@ -72,6 +72,8 @@ def build_parts(config: Recipe) -> Parts:
             entropy_coefficient=policy.entropy_coefficient,
             whiten=policy.whiten,
             whiten_floor=policy.whiten_floor,
+            fresh_weight=policy.fresh_weight,
+            logged_ratio=policy.logged_ratio,  # type: ignore[arg-type]
             warmup_steps=policy.warmup_steps,
             weight_decay=policy.weight_decay,
             adam_epsilon=policy.adam_epsilon,
@@ -183,6 +185,7 @@ def _settings(config: Recipe) -> LoopSettings:
         samples_per_state=policy.samples_per_state,
         conversations_per_round=policy.conversations_per_round,
         log_conversations=policy.log_conversations,
+        log_actions=policy.log_actions,
         logged_reward=policy.logged_reward,  # type: ignore[arg-type]
         logged_lambda=policy.logged_lambda,
     )

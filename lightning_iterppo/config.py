@@ -195,6 +195,16 @@ class PolicyConfig:
     # λ of what logged actions earned, over turns. Below 1 the value of the state that an action led to stands in for a
     # part of what came later: less noise, and as wrong as Q is; 1 is the observed return.
     logged_lambda: float = 1.0
+    # What a logged action's ratio is clipped around: `anchor` is π_k, so that a whole improvement moves it by `clip` at
+    # most; `round` is the policy at the start of each round, with a truncated importance weight, so that every round
+    # moves it further. For few, large iterations.
+    logged_ratio: str = "anchor"
+    # Whether what people wrote themselves in `log_conversations` is a logged action too, and not only its states. For
+    # logs of the people that the warm start imitates; their outcomes then teach the policy at once.
+    log_actions: bool = False
+    # Weight of fresh responses beside logged actions. Lower relies on what was observed, higher on Q: a policy finds
+    # what a weak Q overrates.
+    fresh_weight: float = 1.0
     # Fresh responses to each logged state. More compares alternatives better and costs generation time.
     samples_per_state: int = 2
     # Conversations of the logs whose states join the collected ones in every improvement. More shows the policy where

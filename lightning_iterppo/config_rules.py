@@ -13,6 +13,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 DTYPES = ("auto", "float32", "bfloat16")
 ADAPTATIONS = ("lora", "full")
 CRITIC_LOSSES = ("bce", "mse", "hl-gauss")
+LOGGED_RATIOS = ("anchor", "round")
 LOGGED_REWARDS = ("return", "q", "mix", "none")
 PRECISIONS = (
     *("32", "64", "16", "bf16", "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed"),
@@ -91,6 +92,8 @@ _RULES: dict[str, tuple[Test, str]] = {
     "policy.entropy_coefficient": _at_least(0),
     "policy.logged_reward": _one_of(LOGGED_REWARDS),
     "policy.logged_lambda": _CLOSED,
+    "policy.logged_ratio": _one_of(LOGGED_RATIOS),
+    "policy.fresh_weight": _at_least(0),
     "policy.samples_per_state": _at_least(1),
     "policy.rounds": _at_least(1),
     "policy.log_conversations": _at_least(0),
@@ -149,6 +152,13 @@ def validate(recipe: Recipe) -> None:
             "policy.logged_lambda is for what logged actions earned, but policy.logged_reward is "
             f"{policy.logged_reward}: take return or mix, or leave λ at 1"
         )
+    if policy.logged_reward == "none":
+        for key, default in (("logged_ratio", "anchor"), ("log_actions", False), ("fresh_weight", 1.0)):
+            if getattr(policy, key) != default:
+                raise ConfigError(
+                    f"policy.{key} is {getattr(policy, key)}, which is about logged actions, but policy.logged_reward "
+                    "is none: take return, mix or q"
+                )
     scratch = recipe.model.scratch
     if recipe.model.id == "scratch" and (scratch is None or not scratch.vocabulary):
         raise ConfigError("model.id is scratch, but model.scratch.vocabulary has no words: list them, or model=scratch")

@@ -115,6 +115,7 @@ class RoundDataModule(pl.LightningDataModule):
         logged_lambda: λ of what they earned, as in GAE but over turns: below 1 a part of what came later is replaced by
             the mean value of the responses to the next state, which has seen the customer's answer but not the luck of
             the turns after it. 1 is the observed return.
+        log_actions: whether what people wrote by themselves is a logged action too, as what the policy suggested is.
         gamma: discount from turn to turn, for ``return``.
         ppo_epochs: passes over the samples of a round.
         batch_size: conversations a batch.
@@ -139,6 +140,7 @@ class RoundDataModule(pl.LightningDataModule):
         conversations_per_round: int = 64,
         logged_reward: LoggedReward = "none",
         logged_lambda: float = 1.0,
+        log_actions: bool = False,
         gamma: float = 1.0,
         ppo_epochs: int = 2,
         batch_size: int = 8,
@@ -159,6 +161,7 @@ class RoundDataModule(pl.LightningDataModule):
         self.conversations_per_round = conversations_per_round
         self.logged_reward = logged_reward
         self.logged_lambda = logged_lambda
+        self.log_actions = log_actions
         self.gamma = gamma
         self.ppo_epochs = ppo_epochs
         self.batch_size = batch_size
@@ -248,11 +251,12 @@ class RoundDataModule(pl.LightningDataModule):
         for conversation, item in zip(conversations, rendered, strict=True):
             # What a conversation with an unknown outcome earned is unknown, never a zero.
             censored = conversation.outcome is None and self.logged_reward != "q"
-            # Only what a policy suggested is a sample of its action: what people wrote themselves gives states alone.
+            # Only what a policy suggested is a sample of its action: what people wrote themselves gives states alone,
+            # unless it is asked for, as it may be where the policy imitates those very people.
             counted = [
                 turn
                 for turn, made in enumerate(conversation.turns)
-                if logged and not censored and made.suggestion is not None
+                if logged and not censored and (self.log_actions or made.suggestion is not None)
             ]
             tree, turns, fresh = item.tree.copy(), list(counted), [False] * len(counted)
             kept = {item.actions[turn] for turn in counted}

@@ -8,7 +8,7 @@ of the multi-turn one (Jiang et al. 2025, theorem 1).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -21,13 +21,16 @@ from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, L
 from lightning_iterppo.models.tree import collate_trees
 from lightning_iterppo.optimization import adamw
 
+LoggedRatio = Literal["anchor", "round"]
+
 
 class PPOPolicy(pl.LightningModule):
     """Clipped PPO over the tokens of single responses, in a KL trust region around the anchor π_k.
 
     The reward of a response, less the baseline of its state, sits on its last token; a value head on the same trunk
     predicts it from every prefix, and GAE turns both into token advantages. The ratio is against the policy that
-    sampled a response: the round's sampler for a fresh one, the anchor for a logged one. All log-probabilities are
+    sampled a response: the round's sampler for a fresh one, the anchor for a logged one (see ``logged_ratio``). All
+    log-probabilities are
     exact ones at temperature 1: responses must be sampled at temperature 1 with top-p 1, else the ratio is not a ratio
     of the distributions that are compared.
 
@@ -44,6 +47,13 @@ class PPOPolicy(pl.LightningModule):
         value_coefficient: weight of the value loss.
         entropy_coefficient: weight of an entropy bonus; keeps a policy from closing early.
         whiten: scale a round's advantages to mean 0 and standard deviation 1.
+        fresh_weight: factor on the advantages of fresh responses beside those of logged actions. A fresh response is as
+            good as the Q that judges it, and a policy finds what a Q overrates.
+        logged_ratio: what the ratio of a logged action is clipped around. ``anchor``: π_k, so that a whole improvement
+            moves the probability of its tokens by ``clip`` at most. ``round``: the policy at the start of the round,
+            as for a fresh response, with the truncated importance weight min(1, π_round(a|s) / π_k(a|s)), since π_k
+            sampled it (Espeholt et al. 2018, IMPALA, section 4.1): every round moves it further, and an action that
+            has become unlikely no longer counts.
         whiten_floor: a standard deviation below this, in units of the reward, is taken for this: when all responses are
             nearly equally good, what is left of the differences is the critic's noise, which must not be scaled up.
         warmup_steps: optimiser steps until the full learning rate.
@@ -72,6 +82,8 @@ class PPOPolicy(pl.LightningModule):
         entropy_coefficient: float = 0.0,
         whiten: bool = True,
         whiten_floor: float = 0.1,
+        fresh_weight: float = 1.0,
+        logged_ratio: LoggedRatio = "anchor",
         warmup_steps: int = 4,
         weight_decay: float = 0.0,
         adam_epsilon: float = 1e-8,
@@ -96,6 +108,8 @@ class PPOPolicy(pl.LightningModule):
         self.entropy_coefficient = entropy_coefficient
         self.whiten = whiten
         self.whiten_floor = whiten_floor
+        self.fresh_weight = fresh_weight
+        self.logged_ratio = logged_ratio
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.adam_epsilon = adam_epsilon
@@ -155,7 +169,11 @@ class PPOPolicy(pl.LightningModule):
             mask = batch.action_mask
             fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
             reward = torch.tensor(
-                [r - b for item in chosen for r, b in zip(item.rewards, item.baselines, strict=True)],
+                [
+                    (self.fresh_weight if f else 1.0) * (r - b)
+                    for item in chosen
+                    for r, b, f in zip(item.rewards, item.baselines, item.fresh, strict=True)
+                ],
                 dtype=values.dtype,
                 device=mask.device,
             )
@@ -164,6 +182,11 @@ class PPOPolicy(pl.LightningModule):
             token_rewards[torch.arange(len(last), device=mask.device), last] = reward  # (batch, response)
             advantages, returns = gae(token_rewards, values, mask, gamma=1.0, lam=self.gae_lambda)
             old = torch.where(fresh[:, None], logprobs, anchor)
+            if self.logged_ratio == "round":
+                # Over π_k's actions E[π/π_k A] is E[π_round/π_k · π/π_round A]: the weight, and the ratio to clip.
+                weight = ((logprobs - anchor) * mask).sum(dim=1).exp().clamp(max=1.0)
+                advantages = torch.where(fresh[:, None], advantages, weight[:, None] * advantages)
+                old = logprobs
             drawn = mask & fresh[:, None]
             sums += torch.stack(
                 [

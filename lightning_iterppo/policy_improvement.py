@@ -63,6 +63,7 @@ class PolicyImprovement:
             conversations_per_round=settings.conversations_per_round,
             logged_reward=settings.logged_reward,
             logged_lambda=settings.logged_lambda,
+            log_actions=settings.log_actions,
             gamma=settings.gamma,
             ppo_epochs=settings.ppo_epochs,
             batch_size=settings.policy_batch,

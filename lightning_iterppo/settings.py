@@ -40,3 +40,4 @@ class LoopSettings:
     logged_reward: LoggedReward = "none"
     logged_lambda: float = 1.0
     log_conversations: int = 0
+    log_actions: bool = False

@@ -20,6 +20,7 @@ from lightning_iterppo.config import Recipe
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.functional.objectives import CriticLoss
 from lightning_iterppo.improvement import LoggedReward
+from lightning_iterppo.policy import LoggedRatio
 
 OURS = "lightning_iterppo/recipes"
 
@@ -223,6 +224,9 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("shop", "critic.loss=l2", ["critic.loss", "one of bce, mse, hl-gauss"]),
         ("shop", "critic.td_lambda=0.9", ["critic.td_lambda", "critic.epochs is 0"]),
         ("probe", "policy.logged_lambda=0.9", ["policy.logged_lambda", "policy.logged_reward is none"]),
+        ("probe", "policy.fresh_weight=0.5", ["policy.fresh_weight is 0.5", "policy.logged_reward is none"]),
+        ("probe", "policy.log_actions=true", ["policy.log_actions is True", "policy.logged_reward is none"]),
+        ("shop", "policy.logged_ratio=batch", ["policy.logged_ratio", "anchor, round"]),
         ("shop", "critic.pessimism=1", ["critic.pessimism", "critic.heads is 1"]),
         ("shop", "critic.high=0", ["critic.low is 0", "below critic.high"]),
         ("shop", "critic.high=250", ["critic.loss bce", "critic.high 250", "critic.loss=mse"]),
@@ -280,6 +284,7 @@ def test_a_mistake_in_a_file_names_the_file(here: Path, text: str, said: list[st
 def test_the_words_of_a_recipe_are_those_of_the_code() -> None:
     assert get_args(CriticLoss) == config_rules.CRITIC_LOSSES
     assert get_args(LoggedReward) == config_rules.LOGGED_REWARDS
+    assert get_args(LoggedRatio) == config_rules.LOGGED_RATIOS
 
 
 def test_defaults_of_the_schema_are_valid() -> None:

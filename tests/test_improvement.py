@@ -185,6 +185,18 @@ def test_what_people_wrote_by_themselves_is_no_action_of_a_policy(make_language_
     assert [len(state.tree.segments[a].token_ids) for a in state.tree.actions] == [2, 2, 2]
 
 
+def test_what_people_wrote_may_count_where_it_is_asked_for(make_language_model: Make) -> None:
+    mixed = Conversation("a", (Turn("red ?", "no"), talk().turns[1]), outcome=1.0)
+    more = {"samples_per_state": 1, "logged_reward": "return", "log_actions": True}
+    round_ = Round(make_language_model, [mixed], **more)
+    round_.data.train_dataloader()
+    (state,) = round_.states
+    assert (state.turns, state.fresh) == ([0, 1, 0, 1], [False, False, True, True])
+    assert [state.response(action) for action in range(2)] == ["no", "yes"]
+    # The return of a conversation's first turn is its reward from there on.
+    assert round_.policy.given[0].rewards[:2] == mixed.returns()
+
+
 @pytest.mark.parametrize("word", ["return", "mix"])
 def test_what_is_not_known_to_be_earned_is_no_reward(make_language_model: Make, word: Any) -> None:
     round_ = Round(make_language_model, [talk("a", None), talk("b")], samples_per_state=1, logged_reward=word)

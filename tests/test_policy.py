@@ -173,6 +173,39 @@ def test_fresh_responses_are_the_policys_and_logged_ones_the_anchors(
             torch.testing.assert_close(old, own if item.fresh[number] else before, atol=1e-5, rtol=0)
 
 
+def test_a_logged_action_may_be_weighted_and_taken_from_the_round(make_language_model: Make, stir: Stir) -> None:
+    model = tiny(make_language_model)
+    model.copy("policy", "anchor")
+    stir(model, "policy", scale=0.3)
+    policy, items = bare(model, logged_ratio="round"), scored_trees(fresh=False)
+    prepared = policy.prepare(items)
+    weights = []
+    for (item, number, segment), old, anchor, found in zip(
+        responses(items),
+        *(flat(prepared, name, items) for name in ("old_logprobs", "anchor_logprobs", "advantages")),
+        strict=True,
+    ):
+        with torch.no_grad():
+            own = plain_logprobs(model, item.tree, segment)
+        torch.testing.assert_close(old, own, atol=1e-5, rtol=0)
+        weight = 1.0 if item.fresh[number] else min(1.0, math.exp(float((own - anchor).sum())))
+        worth = weight * (item.rewards[number] - item.baselines[number])
+        assert found.tolist() == pytest.approx([worth] * len(found), abs=1e-4)
+        weights.append(weight)
+    assert 0 < min(weights) < 0.9  # an action has become unlikely
+    assert sorted(weights)[-1] == 1.0
+
+
+def test_fresh_responses_may_count_less_than_logged_actions(make_language_model: Make) -> None:
+    policy, items = bare(tiny(make_language_model), fresh_weight=0.25), scored_trees(fresh=False)
+    advantages = flat(policy.prepare(items, at_anchor=True), "advantages", items)
+    for (item, number, _), found in zip(responses(items), advantages, strict=True):
+        worth = (0.25 if item.fresh[number] else 1.0) * (item.rewards[number] - item.baselines[number])
+        assert found.tolist() == pytest.approx([worth] * len(found), abs=1e-6)
+    # What is reported is the reward itself.
+    assert policy.figures["reward_mean"] == pytest.approx((0.1 + 0.0) / 2, abs=1e-6)
+
+
 def test_a_round_is_measured_on_its_fresh_responses(make_language_model: Make, stir: Stir) -> None:
     model = tiny(make_language_model)
     model.copy("policy", "anchor")

@@ -41,6 +41,8 @@ from methods import METHODS  # noqa: E402
 RESULTS = HERE.parent / "results" / "learning"
 CHOSEN = HERE / "chosen.json"
 TASKS: Final = ("shop", "questions", "haggling")
+#: Conversations in the logs that all start from.
+LOGGED: Final = 400
 #: Iterations, and conversations in each: many deployments, or few.
 REGIMES: Final = {"many": (10, 200), "few": (3, 700)}
 #: What is tuned for every method: the size of a step and the passes over an iteration's samples.
@@ -83,6 +85,7 @@ def recipe_overrides(job: Job) -> list[str]:
         f"seed={job.seed}",
         f"customer._target_=tasks.{job.task}.Customer",
         f"logs._target_=tasks.{job.task}.logs",
+        f"logs.conversations={LOGGED}",  # naming another target drops the arguments of the one before
         f"loop.iterations={iterations}",
         f"loop.conversations={conversations}",
         *method.overrides,

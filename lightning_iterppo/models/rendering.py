@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +22,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}agent: {% endif %}"
 )
 _OPENING = "@@opening@@"  # stands for any message
+# Prompts and pieces of text that are kept: conversations are rendered again in every phase.
+_KEPT = 16384
 _CHAT_NAMES = {"customer": "user", "agent": "assistant"}
 
 
@@ -58,10 +61,15 @@ class ChatRenderer:
         self.stop_token_id = int(tokenizer.eos_token_id)
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_id)
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+        self._prompt_text = lru_cache(maxsize=_KEPT)(self._make_prompt_text)
+        self._encode = lru_cache(maxsize=_KEPT)(self._make_ids)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a piece of text, special tokens recognised but none added."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self._encode(text))
+
+    def _make_ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def response_ids(self, text: str) -> list[int]:
         """Tokens of a whole response: the text and the end token."""
@@ -76,6 +84,9 @@ class ChatRenderer:
 
     def prompt_text(self, system: str | None, messages: Sequence[Message]) -> str:
         """What the model reads before the agent's next message."""
+        return self._prompt_text(system, tuple(messages))
+
+    def _make_prompt_text(self, system: str | None, messages: tuple[Message, ...]) -> str:
         told = system if system is not None else self.system
         chat = [] if told is None else [{"role": "system", "content": told}]
         chat += [{"role": _CHAT_NAMES[m.role], "content": m.content.strip()} for m in messages]
