@@ -40,7 +40,9 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest $(ARGS)
 
+# With the packages that formulas are compared to; without them those tests are skipped.
 test-slow: install
+	$(PIP) --quiet -e '.[peers]'
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # mypy sees the package laid out as it is installed: callbacks/ and recipes/ inside lightning_iterppo/.

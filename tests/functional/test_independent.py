@@ -1,4 +1,4 @@
-"""The library's formulas against implementations that nobody here wrote: pip install scikit-learn torchrl torchtune."""
+"""The library's formulas against implementations that nobody here wrote; ``make test-slow`` installs them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss, gae, kl_k3
 from lightning_iterppo.functional.calibration import calibration_figures
+from lightning_iterppo.functional.returns import lambda_returns
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -26,6 +28,23 @@ def responses(seed: int) -> tuple[Tensor, ...]:
     mask = torch.arange(12) < lengths[:, None]
     values, rewards = torch.randn(2, 16, 12, generator=generator, dtype=torch.float64)
     return values, rewards, mask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gamma", [1.0, 0.9, 0.5])
+def test_returns_over_turns_agree_with_torchrl(gamma: float) -> None:
+    functional = peer("torchrl.objectives.value.functional")
+    rewards, values = torch.randn(2, 7, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    returns = Conversation("a", tuple(Turn("hi", "yes", reward=float(r)) for r in rewards)).returns(gamma)
+    done = torch.zeros(7, 1, dtype=torch.bool)
+    done[-1] = True
+    expected = functional.reward2go(rewards[:, None], done, gamma)
+    torch.testing.assert_close(torch.tensor(returns, dtype=torch.float64), expected[:, 0], **CLOSE)
+    following = torch.cat([values[1:], torch.zeros(1, dtype=torch.float64)])[:, None]
+    for lam in (1.0, 0.7, 0.0):
+        found = lambda_returns(returns, values.tolist(), gamma=gamma, lam=lam)
+        expected = functional.td_lambda_return_estimate(gamma, lam, following, rewards[:, None], done)
+        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), expected[:, 0], **CLOSE)
 
 
 @pytest.mark.slow
