@@ -72,7 +72,6 @@ def build_parts(config: Recipe) -> Parts:
             entropy_coefficient=policy.entropy_coefficient,
             whiten=policy.whiten,
             whiten_floor=policy.whiten_floor,
-            fresh_weight=policy.fresh_weight,
             logged_ratio=policy.logged_ratio,  # type: ignore[arg-type]
             warmup_steps=policy.warmup_steps,
             weight_decay=policy.weight_decay,
@@ -186,6 +185,8 @@ def _settings(config: Recipe) -> LoopSettings:
         conversations_per_round=policy.conversations_per_round,
         log_conversations=policy.log_conversations,
         log_actions=policy.log_actions,
+        policy_history=policy.history,
+        fresh_weight=policy.fresh_weight,
         logged_reward=policy.logged_reward,  # type: ignore[arg-type]
         logged_lambda=policy.logged_lambda,
     )

@@ -203,8 +203,11 @@ class PolicyConfig:
     # logs of the people that the warm start imitates; their outcomes then teach the policy at once.
     log_actions: bool = False
     # Weight of fresh responses beside logged actions. Lower relies on what was observed, higher on Q: a policy finds
-    # what a weak Q overrates.
-    fresh_weight: float = 1.0
+    # what a weak Q overrates. Null takes the share of the held-out returns' variance that Q explains.
+    fresh_weight: float | None = 1.0
+    # Earlier iterations whose conversations join the newest in every improvement. Higher learns more often from what
+    # has been observed, by older policies; 0 uses the newest only.
+    history: int = 0
     # Fresh responses to each logged state. More compares alternatives better and costs generation time.
     samples_per_state: int = 2
     # Conversations of the logs whose states join the collected ones in every improvement. More shows the policy where

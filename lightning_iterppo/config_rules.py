@@ -96,6 +96,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "policy.fresh_weight": _at_least(0),
     "policy.samples_per_state": _at_least(1),
     "policy.rounds": _at_least(1),
+    "policy.history": _at_least(0),
     "policy.log_conversations": _at_least(0),
     "policy.conversations_per_round": _at_least(1),
     "loop.iterations": _at_least(1),

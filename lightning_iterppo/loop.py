@@ -262,7 +262,7 @@ class IterativePPOLoop:
 
     def _improve(self, iteration: int) -> None:
         self.tools.begin("improve")
-        generated = self.improvement.iteration(iteration, self.conversations, self.logs)
+        generated = self.improvement.iteration(iteration, self.conversations, self.earlier, self.logs)
         self._record.policy = self._figures("policy", POLICY_FIGURES, self.policy.figures)
         self._count("generated", generated)
         self._count("trained", self.policy.trained_tokens)
@@ -323,7 +323,8 @@ class IterativePPOLoop:
 
     def _end_iteration(self, iteration: int) -> None:
         self.summary.iterations.append(self._record)
-        self.earlier = [*self.earlier, self.conversations][-max(self.settings.history, 1) :]
+        kept = max(self.settings.history, self.settings.policy_history, 1)
+        self.earlier = [*self.earlier, self.conversations][-kept:]
         self._finished = [name for name in self._finished if not name.endswith(f"-{iteration}")]
         self._finished.append(f"iteration-{iteration}")
         self.hook("on_iteration_end")
@@ -382,6 +383,8 @@ class IterativePPOLoop:
         for callback in self.callbacks:
             if callback.state_key in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.state_key])
+        if self._current is not None:  # the improvement of an iteration asks how good its critic is
+            self.critic.figures = dict(self._current.critic)
         load_modules(state["modules"], self.language_model, self.policy, self.critic)
         self.critic_fit.forget()
 

@@ -48,7 +48,7 @@ class PPOPolicy(pl.LightningModule):
         entropy_coefficient: weight of an entropy bonus; keeps a policy from closing early.
         whiten: scale a round's advantages to mean 0 and standard deviation 1.
         fresh_weight: factor on the advantages of fresh responses beside those of logged actions. A fresh response is as
-            good as the Q that judges it, and a policy finds what a Q overrates.
+            good as the Q that judges it, and a policy finds what a Q overrates. May be changed between rounds.
         logged_ratio: what the ratio of a logged action is clipped around. ``anchor``: π_k, so that a whole improvement
             moves the probability of its tokens by ``clip`` at most. ``round``: the policy at the start of the round,
             as for a fresh response, with the truncated importance weight min(1, π_round(a|s) / π_k(a|s)), since π_k

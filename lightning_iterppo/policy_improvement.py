@@ -39,12 +39,19 @@ class PolicyImprovement:
         self.settings = settings
         self.tools = tools
 
-    def iteration(self, iteration: int, newest: Sequence[Conversation], logs: Sequence[Conversation]) -> int:
+    def iteration(
+        self,
+        iteration: int,
+        newest: Sequence[Conversation],
+        earlier: Sequence[Sequence[Conversation]],
+        logs: Sequence[Conversation],
+    ) -> int:
         """One policy-improvement step from π_k, which is the policy as it is now.
 
         Args:
             iteration: names the randomness.
             newest: π_k's conversations.
+            earlier: those of the iterations before, the newest last.
             logs: other people's, of which some join.
 
         Returns:
@@ -52,9 +59,11 @@ class PolicyImprovement:
         """
         settings, model = self.settings, self.policy.model
         model.copy(POLICY, ANCHOR)
+        self.policy.fresh_weight = self._fresh_weight()
+        past = [c for part in earlier[-settings.policy_history :] for c in part] if settings.policy_history else []
         rounds = RoundDataModule(
             self.policy,
-            [*newest, *self._some(logs, iteration)],
+            [*newest, *past, *self._some(logs, iteration)],
             self._score,
             engine=lambda seed: self.talker.engine(seed, keep=False),
             renderer=self.talker.renderer,
@@ -75,6 +84,13 @@ class PolicyImprovement:
         if not model.lora:
             model.discard(ANCHOR)
         return rounds.generated_tokens
+
+    def _fresh_weight(self) -> float:
+        """As it is set, or by how much of the returns' variance Q explains; 1 where that was not measured."""
+        if self.settings.fresh_weight is not None:
+            return self.settings.fresh_weight
+        explained = self.critic.figures.get("explained_variance")
+        return 1.0 if explained is None else min(1.0, max(0.0, explained))
 
     def _some(self, logs: Sequence[Conversation], iteration: int) -> list[Conversation]:
         """Logged conversations whose states join the collected ones: where the policy does not come by itself yet."""

@@ -41,3 +41,5 @@ class LoopSettings:
     logged_lambda: float = 1.0
     log_conversations: int = 0
     log_actions: bool = False
+    policy_history: int = 0
+    fresh_weight: float | None = 1.0

@@ -441,6 +441,36 @@ def test_states_of_the_logs_join_an_improvement(make_loop: Make) -> None:
     assert len(first) == len(second) == 5 and first != second
 
 
+@pytest.mark.parametrize(("history", "expected"), [(0, [20, 20, 20]), (1, [20, 40, 40]), (9, [20, 40, 60])])
+def test_earlier_conversations_join_an_improvement(make_loop: Make, history: int, expected: list[int]) -> None:
+    used: list[int] = []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            used.append(len(getattr(trainer.datamodule, "conversations", [])))  # type: ignore[attr-defined]
+
+    settings = {"policy_history": history, "iterations": 3, "evaluation_conversations": 0, "critic_epochs": 1}
+    make_loop(settings={**settings, "rounds": 1, "history": 0}, callbacks=[Looks()]).run()
+    assert [count for count in used if count] == expected
+
+
+def test_fresh_responses_may_count_as_much_as_q_explains(make_loop: Make) -> None:
+    seen: list[tuple[float | None, float]] = []
+
+    class Looks(Callback):
+        def on_improve_end(self, loop: IterativePPOLoop) -> None:
+            seen.append((loop.critic.figures["explained_variance"], loop.policy.fresh_weight))
+
+    settings = {"fresh_weight": None, "logged_reward": "return", "iterations": 1, "evaluation_conversations": 0}
+    settings = {**settings, "conversations": 80}  # of which enough are held out to differ
+    make_loop(settings=settings, callbacks=[Looks()]).run()
+    ((explained, weight),) = seen
+    assert explained is not None and weight == max(0.0, explained) < 1
+    fixed = make_loop(settings={**settings, "fresh_weight": 0.3}, callbacks=[Looks()])
+    fixed.run()
+    assert fixed.policy.fresh_weight == 0.3
+
+
 @pytest.mark.parametrize(("use", "expected"), [(True, [12, 16]), (False, [16])])
 def test_the_critic_reads_the_logs_only_if_told(make_loop: Make, use: bool, expected: list[int]) -> None:
     watcher = Watcher()

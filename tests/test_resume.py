@@ -78,7 +78,10 @@ def logs() -> list[Conversation]:
 def a_loop(make: Make, kind: str, run: RunDirectory, *callbacks: Callback) -> IterativePPOLoop:
     return make(
         kind,
-        settings={"rounds": 2, "warm_start_epochs": 2, "evaluate_every": 2},
+        settings={
+            **{"rounds": 2, "warm_start_epochs": 2, "evaluate_every": 2},
+            **{"logged_reward": "return", "fresh_weight": None, "policy_history": 1},
+        },
         policy={"kl_reference_coefficient": 0.1},
         callbacks=[Counter(), *callbacks],
         logs=logs(),

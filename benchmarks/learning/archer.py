@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from parts import NoCritic, marked, targets
 
@@ -74,7 +74,7 @@ class ActorCritic:
     def __init__(self, loop: IterativePPOLoop) -> None:
         self.loop = loop
 
-    def iteration(self, iteration: int, newest: Sequence[Conversation], logs: Sequence[Conversation]) -> int:
+    def iteration(self, iteration: int, newest: Sequence[Conversation], earlier: Any, logs: Any) -> int:
         """Rounds of fresh responses in the newest conversations' states."""
         loop, settings = self.loop, self.loop.settings
         loop.language_model.copy(POLICY, ANCHOR)

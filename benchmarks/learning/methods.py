@@ -157,12 +157,16 @@ class Imitation:
     def __init__(self, loop: IterativePPOLoop) -> None:
         self.loop = loop
 
-    def iteration(self, iteration: int, newest: Sequence[Conversation], logs: Sequence[Conversation]) -> int:
-        """Imitates the best of the newest conversations and of those kept from before."""
+    def iteration(
+        self,
+        iteration: int,
+        newest: Sequence[Conversation],
+        earlier: Sequence[Sequence[Conversation]],
+        logs: Sequence[Conversation],
+    ) -> int:
+        """Imitates the best of all conversations so far."""
         loop = self.loop
-        known = [c for part in (*loop.earlier, newest) for c in part]
-        if iteration == 0:
-            known += logs
+        known = [c for part in (logs, *earlier, newest) for c in part]
         outcomes = sorted((c.outcome or 0.0 for c in known), reverse=True)
         bar = max(outcomes[len(outcomes) // 4], 1e-9)
         chosen = [c for c in known if (c.outcome or 0.0) >= bar]
@@ -235,24 +239,36 @@ def next_message(loop: IterativePPOLoop) -> None:
             )
 
     class Improve:
-        def iteration(self, iteration: int, newest: Any, logs: Any) -> int:
+        def iteration(self, iteration: int, newest: Any, earlier: Any, logs: Any) -> int:
             relabelled = model[0].relabelled
-            return improvement.iteration(iteration, [*map(relabelled, newest)], [*map(relabelled, logs)])
+            past = [[*map(relabelled, part)] for part in earlier]
+            return improvement.iteration(iteration, [*map(relabelled, newest)], past, [*map(relabelled, logs)])
 
     loop.critic_fit = Evaluate()  # type: ignore[assignment]
     loop.improvement = Improve()  # type: ignore[assignment]
 
 
+#: Iterative PPO on all that was observed: logged actions earn their λ-return less the mean Q of the responses to their
+#: state and are moved by every round; fresh responses count as much as Q explains.
+_OBSERVED: Final = (
+    "policy.logged_reward=return",
+    "policy.logged_lambda=0.9",
+    "policy.logged_ratio=round",
+    "policy.log_actions=true",
+    "policy.log_conversations=400",
+    "policy.history=9",
+    "policy.fresh_weight=null",
+)
 #: A value head and GAE: the baseline of rewards that come without one. All others bring theirs, or need none.
 _VALUE_HEAD: Final = ("policy.gae_lambda=0.95", "policy.value_coefficient=0.5")
 
 METHODS: Final[dict[str, Method]] = {
-    "iterative-ppo": Method(passes="policy.rounds"),
+    "iterative-ppo": Method(overrides=_OBSERVED, passes="policy.rounds"),
     "trajectory-ppo": Method(trajectory_ppo, _VALUE_HEAD),
     "grpo": Method(grpo, ("policy.whiten=false",)),
     "turn-ppo": Method(turn_ppo),
     "filtered-cloning": Method(filtered_cloning),
     "archer": Method(archer, passes="policy.rounds"),
-    "offline": Method(passes="policy.rounds", online=False),
-    "next-message": Method(next_message, passes="policy.rounds"),
+    "offline": Method(overrides=(*_OBSERVED, "policy.log_conversations=0"), passes="policy.rounds", online=False),
+    "next-message": Method(next_message, _OBSERVED, passes="policy.rounds"),
 }

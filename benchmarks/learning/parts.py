@@ -63,7 +63,7 @@ class LoggedImprovement:
         self.loop = loop
         self.rewards = rewards
 
-    def iteration(self, iteration: int, newest: Sequence[Conversation], logs: Sequence[Conversation]) -> int:
+    def iteration(self, iteration: int, newest: Sequence[Conversation], earlier: Any, logs: Any) -> int:
         """One improvement; nothing is generated."""
         loop = self.loop
         loop.language_model.copy(POLICY, ANCHOR)

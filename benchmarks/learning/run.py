@@ -3,8 +3,8 @@
 ``python benchmarks/learning/run.py`` has every method learn every task in both regimes with ten seeds, as far as
 ``benchmarks/results/learning/runs.jsonl`` does not have it already; ``--tasks``, ``--methods``, ``--regimes`` and
 ``--seeds`` choose fewer, ``--jobs`` runs several at once, each on one thread. ``--tune`` tries every method's grid
-(`GRID`) instead, on one task with two seeds, and writes what was best to ``chosen.json``; ``report.py`` makes tables
-and plots.
+(`RATES`, `PASSES`) instead, on one task, in every regime, and writes what was best to ``chosen.json``; ``report.py``
+makes tables and plots.
 """
 
 from __future__ import annotations
@@ -45,8 +45,13 @@ TASKS: Final = ("shop", "questions", "haggling")
 LOGGED: Final = 400
 #: Iterations, and conversations in each: many deployments, or few.
 REGIMES: Final = {"many": (10, 200), "few": (3, 700)}
-#: What is tuned for every method: the size of a step and the passes over an iteration's samples.
-GRID: Final = {"learning_rate": (3e-4, 1e-3, 2e-3), "passes": (2, 6)}
+#: What is tuned for every method: the size of a step, and the passes over an iteration's samples (or rounds of fresh
+#: ones), of which a large iteration bears more.
+RATES: Final = (1e-3, 2e-3)
+PASSES: Final = {"many": (2, 4), "few": (6, 12)}
+#: The task and the seeds that it is tuned on; the benchmark's own seeds begin at 1.
+TUNED_ON: Final = "shop"
+TUNING_SEEDS: Final = (101, 102)
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ class Job:
         method: of `METHODS`.
         regime: of `REGIMES`.
         seed: of the run.
-        learning_rate: of `GRID`, as the method's policy takes it.
-        passes: of `GRID`.
+        learning_rate: of `RATES`, as the method's policy takes it.
+        passes: of `PASSES`.
         overrides: more keys of the recipe.
     """
 
@@ -152,11 +157,11 @@ def mean_outcome(conversations: list[Conversation]) -> float:
     return statistics.fmean(c.outcome or 0.0 for c in conversations)
 
 
-def chosen() -> dict[str, dict[str, Any]]:
-    """What tuning chose for every method."""
+def chosen() -> dict[str, dict[str, dict[str, Any]]]:
+    """What tuning chose, by regime and method."""
     if not CHOSEN.is_file():
         sys.exit(f"there is no {CHOSEN}: run this with --tune first")
-    found: dict[str, dict[str, Any]] = json.loads(CHOSEN.read_text(encoding="utf-8"))["methods"]
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(CHOSEN.read_text(encoding="utf-8"))["chosen"]
     return found
 
 
@@ -194,30 +199,31 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def tune(methods: list[str], regime: str, task: str, workers: int) -> None:
-    """Every method's grid, on one task with two seeds; the best mean is chosen."""
+def tune(methods: list[str], regimes: list[str], workers: int) -> None:
+    """Every method's grid in every regime; the best mean is chosen."""
     file = RESULTS / "tuning.jsonl"
     jobs = [
-        Job(task, method, regime, seed, rate, passes)
+        Job(TUNED_ON, method, regime, seed, rate, passes)
+        for seed in TUNING_SEEDS
+        for regime in regimes
         for method in methods
-        for rate, passes in itertools.product(*GRID.values())
-        for seed in (101, 102)
+        for rate, passes in itertools.product(RATES, PASSES[regime])
     ]
     run_all(jobs, file, workers)
-    best: dict[str, dict[str, Any]] = json.loads(CHOSEN.read_text())["methods"] if CHOSEN.is_file() else {}
-    for method in methods:
-        means = {}
-        for rate, passes in itertools.product(*GRID.values()):
-            after = [
+    results = read(file)
+    best = chosen() if CHOSEN.is_file() else {}
+    for regime, method in itertools.product(regimes, methods):
+        means = {
+            (rate, passes): statistics.fmean(
                 r["after"]
-                for r in read(file)
-                if (r["task"], r["regime"], r["method"], r["learning_rate"], r["passes"])
-                == (task, regime, method, rate, passes)
-            ]
-            means[rate, passes] = statistics.fmean(after)
+                for r in results
+                if (r["regime"], r["method"], r["learning_rate"], r["passes"]) == (regime, method, rate, passes)
+            )
+            for rate, passes in itertools.product(RATES, PASSES[regime])
+        }
         rate, passes = max(means, key=lambda key: means[key])
-        best[method] = {"learning_rate": rate, "passes": passes, "after": means[rate, passes]}
-    record = {"task": task, "regime": regime, "machine": describe_machine(), "methods": best}
+        best.setdefault(regime, {})[method] = {"learning_rate": rate, "passes": passes, "after": means[rate, passes]}
+    record = {"task": TUNED_ON, "seeds": TUNING_SEEDS, "machine": describe_machine(), "chosen": best}
     CHOSEN.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(best, indent=2))
 
@@ -230,14 +236,14 @@ def main() -> None:
     parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
-    parser.add_argument("--tune", action="store_true", help="try the grid on the first task and regime")
+    parser.add_argument("--tune", action="store_true", help=f"try the grid on {TUNED_ON}")
     parser.add_argument("--try", dest="trial", action="store_true", help="one run of each, nothing is written")
     parser.add_argument("--learning-rate", type=float, help="in place of the chosen one")
     parser.add_argument("--passes", type=int, help="in place of the chosen ones")
     parser.add_argument("overrides", nargs="*", help="key=value for the recipe")
     arguments = parser.parse_args()
     if arguments.tune:
-        tune(arguments.methods, arguments.regimes[0], arguments.tasks[0], arguments.jobs)
+        tune(arguments.methods, arguments.regimes, arguments.jobs)
         return
     settings = {} if arguments.learning_rate and arguments.passes else chosen()
     jobs = [
@@ -246,8 +252,8 @@ def main() -> None:
             method,
             regime,
             seed,
-            arguments.learning_rate or settings[method]["learning_rate"],
-            arguments.passes or settings[method]["passes"],
+            arguments.learning_rate or settings[regime][method]["learning_rate"],
+            arguments.passes or settings[regime][method]["passes"],
             tuple(arguments.overrides),
         )
         for seed in range(1, arguments.seeds + 1)

@@ -13,28 +13,30 @@ from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.customers import CustomerReply, Message
 from lightning_iterppo.customers.scripted import log_seed, play
 
-#: What tells animals apart.
-ATTRIBUTES: Final = ("big", "wild", "fast")
-#: What does not: it is true of half of every kind.
-_USELESS: Final = "old"
-#: The animal that is big or not, wild or not, fast or not.
+#: What tells animals apart, and what it can be.
+ATTRIBUTES: Final = {"size": ("big", "small"), "temper": ("wild", "tame"), "speed": ("fast", "slow")}
+#: What does not: half of every kind are the one, half the other.
+_USELESS: Final = {"age": ("old", "young")}
+_ASKED: Final = {**ATTRIBUTES, **_USELESS}
+#: The animal that is big or small, wild or tame, fast or slow.
 ANIMALS: Final = dict(
     zip(
-        product((True, False), repeat=3),
+        product(*ATTRIBUTES.values()),
         ("tiger", "bear", "horse", "cow", "fox", "toad", "cat", "snail"),
         strict=True,
     )
 )
-_QUESTIONS: Final = tuple(f"is it {word} ?" for word in (*ATTRIBUTES, _USELESS))
+_QUESTIONS: Final = {f"what {name} ?": name for name in _ASKED}
 _GUESSES: Final = tuple(f"is it the {animal} ?" for animal in ANIMALS.values())
 _OPENINGS: Final = ("guess my animal", "i think of an animal")
 #: Every word.
 VOCABULARY: Final = sorted(
     {
         word
-        for text in (*_QUESTIONS, *_GUESSES, *_OPENINGS, "yes", "no", "what ?", "right", "wrong")
+        for text in (*_QUESTIONS, *_GUESSES, *_OPENINGS, "it is", "what ?", "right", "wrong")
         for word in text.split()
     }
+    | {word for words in _ASKED.values() for word in words}
 )
 _MESSAGES: Final = 5
 
@@ -46,9 +48,7 @@ class Customer:
         """Thinks of one."""
         rng = random.Random(seed)
         kind = rng.choice(tuple(ANIMALS))
-        self._true = {word for word, holds in zip(ATTRIBUTES, kind, strict=True) if holds}
-        if rng.random() < 0.5:
-            self._true.add(_USELESS)
+        self._is = dict(zip(ATTRIBUTES, kind, strict=True)) | {"age": rng.choice(_USELESS["age"])}
         self._animal = ANIMALS[kind]
         return rng.choice(_OPENINGS)
 
@@ -61,26 +61,26 @@ class Customer:
         if sum(message.role == "agent" for message in history) == _MESSAGES:
             return CustomerReply("wrong", done=True)
         if said in _QUESTIONS:
-            return CustomerReply("yes" if said.split()[2] in self._true else "no")
+            return CustomerReply(f"it is {self._is[_QUESTIONS[said]]}")
         return CustomerReply("what ?")
 
 
-def _known(history: list[Message]) -> dict[str, bool]:
+def _known(history: list[Message]) -> dict[str, str]:
     """What was asked and answered."""
     found = {}
     for asked, answer in pairwise(history):
-        if asked.role == "agent" and asked.content in _QUESTIONS and answer.content in ("yes", "no"):
-            found[asked.content.split()[2]] = answer.content == "yes"
+        if asked.role == "agent" and asked.content in _QUESTIONS:
+            found[_QUESTIONS[asked.content]] = answer.content.split()[-1]
     return found
 
 
 def _best(history: list[Message], rng: random.Random) -> str:
     """Asks what is not known yet, then guesses."""
     known = _known(history)
-    open_ = [word for word in ATTRIBUTES if word not in known]
+    open_ = [name for name in ATTRIBUTES if name not in known]
     if open_:
-        return f"is it {rng.choice(open_)} ?"
-    kind = tuple(known[word] for word in ATTRIBUTES)
+        return f"what {rng.choice(open_)} ?"
+    kind = tuple(known[name] for name in ATTRIBUTES)
     return f"is it the {ANIMALS[kind[0], kind[1], kind[2]]} ?"
 
 
