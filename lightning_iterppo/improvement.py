@@ -7,7 +7,7 @@ function of the history and the response.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -115,6 +115,8 @@ class RoundDataModule(pl.LightningDataModule):
         logged_lambda: λ of what they earned, as in GAE but over turns: below 1 a part of what came later is replaced by
             the mean value of the responses to the next state, which has seen the customer's answer but not the luck of
             the turns after it. 1 is the observed return.
+        traces: for conversations that π_k did not have, by their id, how far what came from each turn on is to be
+            believed, from 0 to 1; see `lightning_iterppo.behaviour.trace_coefficients`. It multiplies λ.
         log_actions: whether what people wrote by themselves is a logged action too, as what the policy suggested is.
         gamma: discount from turn to turn, for ``return``.
         ppo_epochs: passes over the samples of a round.
@@ -140,6 +142,7 @@ class RoundDataModule(pl.LightningDataModule):
         conversations_per_round: int = 64,
         logged_reward: LoggedReward = "none",
         logged_lambda: float = 1.0,
+        traces: Mapping[str, Sequence[float]] | None = None,
         log_actions: bool = False,
         gamma: float = 1.0,
         ppo_epochs: int = 2,
@@ -161,6 +164,7 @@ class RoundDataModule(pl.LightningDataModule):
         self.conversations_per_round = conversations_per_round
         self.logged_reward = logged_reward
         self.logged_lambda = logged_lambda
+        self.traces = traces or {}
         self.log_actions = log_actions
         self.gamma = gamma
         self.ppo_epochs = ppo_epochs
@@ -281,9 +285,10 @@ class RoundDataModule(pl.LightningDataModule):
             totals[turn] += value
             counts[turn] += 1
         returns = state.conversation.returns(self.gamma)
-        if self.logged_lambda < 1:
+        traces = self.traces.get(state.conversation.id)
+        if self.logged_lambda < 1 or traces is not None:
             means = [total / count for total, count in zip(totals, counts, strict=True)]
-            returns = lambda_returns(returns, means, gamma=self.gamma, lam=self.logged_lambda)
+            returns = lambda_returns(returns, means, gamma=self.gamma, lam=self.logged_lambda, traces=traces)
         rewards, baselines = [], []
         for turn, value, fresh in zip(state.turns, values, state.fresh, strict=True):
             if fresh or self.logged_reward == "q":

@@ -227,7 +227,7 @@ class IterativePPOLoop:
             self._keep("logs", self.logs)
             trees = imitate(self.warm_start, self.logs, self.renderer, self.settings, self.tools)
             self.critic_fit.take_over(trees)
-        if self.policy.kl_reference_coefficient > 0 or self.language_model.lora:
+        if self.policy.kl_reference_coefficient > 0 or self.language_model.lora or self.settings.log_actions:
             self.language_model.copy(POLICY, REFERENCE)
         # The critic starts from the policy's trunk: one made from nothing fails on a few hundred conversations.
         self.language_model.copy(POLICY, CRITIC)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lightning_iterppo.behaviour import trace_coefficients
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.improvement import RoundDataModule, RoundState
@@ -61,9 +62,14 @@ class PolicyImprovement:
         model.copy(POLICY, ANCHOR)
         self.policy.fresh_weight = self._fresh_weight()
         past = [c for part in earlier[-settings.policy_history :] for c in part] if settings.policy_history else []
+        people = self._some(logs, iteration)
+        observed = [*past, *(people if settings.log_actions else [])]
+        if settings.logged_reward not in ("return", "mix"):
+            observed = []
+        traces = trace_coefficients(model, self.talker.renderer, observed)
         rounds = RoundDataModule(
             self.policy,
-            [*newest, *past, *self._some(logs, iteration)],
+            [*newest, *past, *people],
             self._score,
             engine=lambda seed: self.talker.engine(seed, keep=False),
             renderer=self.talker.renderer,
@@ -72,6 +78,7 @@ class PolicyImprovement:
             conversations_per_round=settings.conversations_per_round,
             logged_reward=settings.logged_reward,
             logged_lambda=settings.logged_lambda,
+            traces=traces,
             log_actions=settings.log_actions,
             gamma=settings.gamma,
             ppo_epochs=settings.ppo_epochs,

@@ -1,0 +1,62 @@
+"""How much of what was once done the policy would still do: importance weights of logged actions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.models.language_model import POLICY, REFERENCE, LanguageModel
+from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.tree import TokenTree, collate_trees
+
+
+@torch.no_grad()
+def action_logprobs(model: LanguageModel, trees: Sequence[TokenTree], variant: str, *, rows: int) -> list[list[float]]:
+    """Log-probability of every action of every tree under a variant: nats, in the order of ``tree.actions``."""
+    found: list[list[float]] = [[] for _ in trees]
+    order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
+    with model.using(variant):
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            batch = collate_trees([trees[index] for index in chosen], model.pad_token_id).to(model.device)
+            logprobs, _, _ = model.response_logprobs(model.hidden(batch), batch)
+            sums = iter((logprobs * batch.action_mask).sum(dim=1).tolist())
+            for index in chosen:
+                found[index] = [next(sums) for _ in trees[index].actions]
+    return found
+
+
+def trace_coefficients(
+    model: LanguageModel, renderer: ChatRenderer, conversations: Sequence[Conversation], *, rows: int = 8
+) -> dict[str, list[float]]:
+    """min(1, π(a_t | s_t) / μ(a_t | s_t)) for every turn of conversations that another policy μ had, by conversation.
+
+    What came after an action that π would not take is no sample of what comes after under π. These coefficients cut the
+    λ-return there (Munos et al. 2016, Retrace, equation 3). μ is known where the log-probabilities were kept; people,
+    and policies of which nothing is known, are taken for the reference, which was made to imitate them.
+
+    Args:
+        model: its ``policy`` variant is π.
+        renderer: the model's chat template.
+        conversations: of other policies, or of people.
+        rows: conversations a forward pass.
+    """
+    if not conversations:
+        return {}
+    trees = [renderer.render(conversation).tree for conversation in conversations]
+    own = action_logprobs(model, trees, POLICY, rows=rows)
+    known = [[sum(s.logprobs) if (s := t.suggestion) and s.logprobs else None for t in c.turns] for c in conversations]
+    unknown = [index for index, turns in enumerate(known) if None in turns]
+    imitated = dict(
+        zip(unknown, action_logprobs(model, [trees[i] for i in unknown], REFERENCE, rows=rows), strict=True)
+    )
+    found = {}
+    for index, conversation in enumerate(conversations):
+        behaviour = [imitated[index][turn] if value is None else value for turn, value in enumerate(known[index])]
+        found[conversation.id] = [
+            math.exp(min(0.0, mine - other)) for mine, other in zip(own[index], behaviour, strict=True)
+        ]
+    return found
