@@ -1,8 +1,7 @@
-"""How much of what was once done the policy would still do: importance weights of logged actions."""
+"""How much of what was once done the policy would still do: the ratios to other policies and to people."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -29,14 +28,13 @@ def action_logprobs(model: LanguageModel, trees: Sequence[TokenTree], variant: s
     return found
 
 
-def trace_coefficients(
+def action_log_ratios(
     model: LanguageModel, renderer: ChatRenderer, conversations: Sequence[Conversation], *, rows: int = 8
 ) -> dict[str, list[float]]:
-    """min(1, π(a_t | s_t) / μ(a_t | s_t)) for every turn of conversations that another policy μ had, by conversation.
+    """Log π(a_t | s_t) - log μ(a_t | s_t) for every turn of conversations that another policy μ had, by conversation.
 
-    What came after an action that π would not take is no sample of what comes after under π. These coefficients cut the
-    λ-return there (Munos et al. 2016, Retrace, equation 3). μ is known where the log-probabilities were kept; people,
-    and policies of which nothing is known, are taken for the reference, which was made to imitate them.
+    μ is known where the log-probabilities were kept; people, and policies of which nothing is known, are taken for the
+    reference, which was made to imitate them.
 
     Args:
         model: its ``policy`` variant is π.
@@ -56,7 +54,5 @@ def trace_coefficients(
     found = {}
     for index, conversation in enumerate(conversations):
         behaviour = [imitated[index][turn] if value is None else value for turn, value in enumerate(known[index])]
-        found[conversation.id] = [
-            math.exp(min(0.0, mine - other)) for mine, other in zip(own[index], behaviour, strict=True)
-        ]
+        found[conversation.id] = [mine - other for mine, other in zip(own[index], behaviour, strict=True)]
     return found

@@ -7,6 +7,7 @@ function of the history and the response.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -115,8 +116,9 @@ class RoundDataModule(pl.LightningDataModule):
         logged_lambda: λ of what they earned, as in GAE but over turns: below 1 a part of what came later is replaced by
             the mean value of the responses to the next state, which has seen the customer's answer but not the luck of
             the turns after it. 1 is the observed return.
-        traces: for conversations that π_k did not have, by their id, how far what came from each turn on is to be
-            believed, from 0 to 1; see `lightning_iterppo.behaviour.trace_coefficients`. It multiplies λ.
+        log_ratios: for conversations that π_k did not have, by their id, log π_k - log μ of every turn's action; see
+            `lightning_iterppo.behaviour`. What came after an action that π_k would not take is no sample of what comes
+            after it under π_k: λ is multiplied by min(1, π_k / μ) there (Munos et al. 2016, Retrace, equation 3).
         log_actions: whether what people wrote by themselves is a logged action too, as what the policy suggested is.
         gamma: discount from turn to turn, for ``return``.
         ppo_epochs: passes over the samples of a round.
@@ -142,7 +144,7 @@ class RoundDataModule(pl.LightningDataModule):
         conversations_per_round: int = 64,
         logged_reward: LoggedReward = "none",
         logged_lambda: float = 1.0,
-        traces: Mapping[str, Sequence[float]] | None = None,
+        log_ratios: Mapping[str, Sequence[float]] | None = None,
         log_actions: bool = False,
         gamma: float = 1.0,
         ppo_epochs: int = 2,
@@ -164,7 +166,7 @@ class RoundDataModule(pl.LightningDataModule):
         self.conversations_per_round = conversations_per_round
         self.logged_reward = logged_reward
         self.logged_lambda = logged_lambda
-        self.traces = traces or {}
+        self.log_ratios = log_ratios or {}
         self.log_actions = log_actions
         self.gamma = gamma
         self.ppo_epochs = ppo_epochs
@@ -285,8 +287,9 @@ class RoundDataModule(pl.LightningDataModule):
             totals[turn] += value
             counts[turn] += 1
         returns = state.conversation.returns(self.gamma)
-        traces = self.traces.get(state.conversation.id)
-        if self.logged_lambda < 1 or traces is not None:
+        ratios = self.log_ratios.get(state.conversation.id, [0.0] * turns)
+        traces = [math.exp(min(0.0, ratio)) for ratio in ratios]
+        if self.logged_lambda < 1 or min(traces) < 1:
             means = [total / count for total, count in zip(totals, counts, strict=True)]
             returns = lambda_returns(returns, means, gamma=self.gamma, lam=self.logged_lambda, traces=traces)
         rewards, baselines = [], []
@@ -298,4 +301,5 @@ class RoundDataModule(pl.LightningDataModule):
                 rewards.append(share * returns[turn] + (1 - share) * value)
             others = counts[turn] - 1
             baselines.append((totals[turn] - value) / others if others else 0.0)
-        return ScoredTree(state.tree, rewards, baselines, list(state.fresh))
+        own = [0.0 if fresh else ratios[turn] for turn, fresh in zip(state.turns, state.fresh, strict=True)]
+        return ScoredTree(state.tree, rewards, baselines, list(state.fresh), own)

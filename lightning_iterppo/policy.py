@@ -7,6 +7,7 @@ of the multi-turn one (Jiang et al. 2025, theorem 1).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -51,9 +52,10 @@ class PPOPolicy(pl.LightningModule):
             good as the Q that judges it, and a policy finds what a Q overrates. May be changed between rounds.
         logged_ratio: what the ratio of a logged action is clipped around. ``anchor``: π_k, so that a whole improvement
             moves the probability of its tokens by ``clip`` at most. ``round``: the policy at the start of the round,
-            as for a fresh response, with the truncated importance weight min(1, π_round(a|s) / π_k(a|s)), since π_k
-            sampled it (Espeholt et al. 2018, IMPALA, section 4.1): every round moves it further, and an action that
-            has become unlikely no longer counts.
+            as for a fresh response, so that every round moves it further. What was better than its baseline then
+            counts in full and what was worse with min(1, π_round(a|s) / μ(a|s)), μ being the policy that took it, so
+            that what has become unlikely is not pushed down for ever (Le Roux et al. 2025, "Tapered off-policy
+            REINFORCE", equation 8).
         whiten_floor: a standard deviation below this, in units of the reward, is taken for this: when all responses are
             nearly equally good, what is left of the differences is the critic's noise, which must not be scaled up.
         warmup_steps: optimiser steps until the full learning rate.
@@ -169,11 +171,7 @@ class PPOPolicy(pl.LightningModule):
             mask = batch.action_mask
             fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
             reward = torch.tensor(
-                [
-                    (self.fresh_weight if f else 1.0) * (r - b)
-                    for item in chosen
-                    for r, b, f in zip(item.rewards, item.baselines, item.fresh, strict=True)
-                ],
+                [r - b for item in chosen for r, b in zip(item.rewards, item.baselines, strict=True)],
                 dtype=values.dtype,
                 device=mask.device,
             )
@@ -183,9 +181,6 @@ class PPOPolicy(pl.LightningModule):
             advantages, returns = gae(token_rewards, values, mask, gamma=1.0, lam=self.gae_lambda)
             old = torch.where(fresh[:, None], logprobs, anchor)
             if self.logged_ratio == "round":
-                # Over π_k's actions E[π/π_k A] is E[π_round/π_k · π/π_round A]: the weight, and the ratio to clip.
-                weight = ((logprobs - anchor) * mask).sum(dim=1).exp().clamp(max=1.0)
-                advantages = torch.where(fresh[:, None], advantages, weight[:, None] * advantages)
                 old = logprobs
             drawn = mask & fresh[:, None]
             sums += torch.stack(
@@ -204,6 +199,8 @@ class PPOPolicy(pl.LightningModule):
         self.train(training)
         if self.whiten:
             self._whiten(prepared)
+        for index, item in zip(order, prepared, strict=True):
+            self._weigh(item, trees[index].log_ratios)
         self._measure(torch.cat([sums, torch.tensor([rewards], dtype=torch.float64)]), with_reference)
         return prepared
 
@@ -215,6 +212,17 @@ class PPOPolicy(pl.LightningModule):
         scale = (totals[2] / totals[0] - mean**2).clamp(min=0).sqrt().clamp(min=self.whiten_floor)
         for item in prepared:
             item.advantages = [((tensor - mean) / scale).to(tensor.dtype) for tensor in item.advantages]
+
+    def _weigh(self, item: PreparedTree, log_ratios: Sequence[float]) -> None:
+        """How much each response counts; after whitening, which would make something of what counts nothing."""
+        for number, fresh in enumerate(item.fresh):
+            advantages = item.advantages[number]
+            if fresh:
+                item.advantages[number] = self.fresh_weight * advantages
+            elif self.logged_ratio == "round":
+                ratio = float((item.old_logprobs[number] - item.anchor_logprobs[number]).sum())
+                ratio += log_ratios[number] if log_ratios else 0.0
+                item.advantages[number] = torch.where(advantages < 0, math.exp(min(0.0, ratio)), 1.0) * advantages
 
     def _total(self, values: Tensor) -> Tensor:
         """The sum over processes."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lightning_iterppo.behaviour import trace_coefficients
+from lightning_iterppo.behaviour import action_log_ratios
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.improvement import RoundDataModule, RoundState
@@ -66,7 +66,7 @@ class PolicyImprovement:
         observed = [*past, *(people if settings.log_actions else [])]
         if settings.logged_reward not in ("return", "mix"):
             observed = []
-        traces = trace_coefficients(model, self.talker.renderer, observed)
+        log_ratios = action_log_ratios(model, self.talker.renderer, observed)
         rounds = RoundDataModule(
             self.policy,
             [*newest, *past, *people],
@@ -78,7 +78,7 @@ class PolicyImprovement:
             conversations_per_round=settings.conversations_per_round,
             logged_reward=settings.logged_reward,
             logged_lambda=settings.logged_lambda,
-            traces=traces,
+            log_ratios=log_ratios,
             log_actions=settings.log_actions,
             gamma=settings.gamma,
             ppo_epochs=settings.ppo_epochs,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lightning_iterppo.behaviour import action_logprobs, trace_coefficients
+from lightning_iterppo.behaviour import action_log_ratios, action_logprobs
 from lightning_iterppo.conversation import Conversation, Suggestion, Turn
 from lightning_iterppo.models.language_model import POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
@@ -56,14 +55,12 @@ def test_people_are_taken_for_the_policy_that_imitates_them(model: LanguageModel
     renderer = ChatRenderer(model.tokenizer)
     trees = [renderer.render(conversation).tree for conversation in PEOPLE]
     own, other = (action_logprobs(model, trees, variant, rows=8) for variant in (POLICY, REFERENCE))
-    found = trace_coefficients(model, renderer, PEOPLE)
-    expected = [
-        [math.exp(min(0.0, a - b)) for a, b in zip(*pair, strict=True)] for pair in zip(own, other, strict=True)
-    ]
+    found = action_log_ratios(model, renderer, PEOPLE)
+    expected = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(own, other, strict=True)]
     assert [found["a"], found["b"]] == [pytest.approx(values, abs=1e-5) for values in expected]
-    assert any(0 < value < 1 for values in expected for value in values)
+    assert min(abs(value) for values in expected for value in values) > 1e-3
     model.copy(POLICY, REFERENCE)  # a policy that still is what imitated them would do what they did
-    assert trace_coefficients(model, renderer, PEOPLE) == {"a": [1.0, 1.0], "b": [1.0]}
+    assert action_log_ratios(model, renderer, PEOPLE) == {"a": [0.0, 0.0], "b": [0.0]}
 
 
 def test_a_policys_own_log_probabilities_are_what_it_is_compared_to(model: LanguageModel) -> None:
@@ -71,12 +68,12 @@ def test_a_policys_own_log_probabilities_are_what_it_is_compared_to(model: Langu
     (own,) = action_logprobs(model, [renderer.render(PEOPLE[1]).tree], POLICY, rows=8)
     (turn,) = PEOPLE[1].turns
     tokens = tuple(renderer.response_ids(turn.message))
-    for shift, expected in ((-1.0, 1.0), (0.5, math.exp(-0.5))):
+    for shift in (-1.0, 0.5):
         kept = tuple((own[0] + shift) / len(tokens) for _ in tokens)
         said = replace(turn, suggestion=Suggestion(turn.message, tokens, kept), disposition="accepted")
-        found = trace_coefficients(model, renderer, [replace(PEOPLE[1], turns=(said,))])
-        assert found["b"] == pytest.approx([expected], abs=1e-5)
+        found = action_log_ratios(model, renderer, [replace(PEOPLE[1], turns=(said,))])
+        assert found["b"] == pytest.approx([-shift], abs=1e-5)
 
 
 def test_nobody_elses_conversations(model: LanguageModel) -> None:
-    assert trace_coefficients(model, ChatRenderer(model.tokenizer), []) == {}
+    assert action_log_ratios(model, ChatRenderer(model.tokenizer), []) == {}

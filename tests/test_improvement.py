@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -168,9 +169,11 @@ def test_with_lambda_below_one_the_next_state_stands_in_for_what_came_later(make
 
 def test_a_trace_cuts_what_another_policys_actions_led_to(make_language_model: Make) -> None:
     more = {"samples_per_state": 2, "logged_reward": "return"}
-    round_ = Round(make_language_model, [talk("old")], traces={"old": [1.0, 0.25], "new": [0.0, 0.0]}, **more)
+    round_ = Round(make_language_model, [talk("old")], log_ratios={"old": [1.0, math.log(0.25)]}, **more)
     round_.data.train_dataloader()
-    assert round_.policy.given[0].rewards[:2] == pytest.approx([0.75 / 3 + 0.25 * 1.0, 1.0])
+    (given,) = round_.policy.given
+    assert given.rewards[:2] == pytest.approx([0.75 / 3 + 0.25 * 1.0, 1.0])
+    assert given.log_ratios == [1.0, math.log(0.25), 0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_lone_response_has_no_baseline(make_language_model: Make) -> None:

@@ -173,11 +173,13 @@ def test_fresh_responses_are_the_policys_and_logged_ones_the_anchors(
             torch.testing.assert_close(old, own if item.fresh[number] else before, atol=1e-5, rtol=0)
 
 
-def test_a_logged_action_may_be_weighted_and_taken_from_the_round(make_language_model: Make, stir: Stir) -> None:
+def test_a_logged_action_may_be_moved_by_every_round(make_language_model: Make, stir: Stir) -> None:
     model = tiny(make_language_model)
     model.copy("policy", "anchor")
     stir(model, "policy", scale=0.3)
     policy, items = bare(model, logged_ratio="round"), scored_trees(fresh=False)
+    items[0].rewards[2] = -0.4  # a logged action worse than its baseline, beside one that was better
+    items[0].log_ratios = [-0.7, 0.0, -0.7]  # both taken by another policy, and less likely under π_k
     prepared = policy.prepare(items)
     weights = []
     for (item, number, segment), old, anchor, found in zip(
@@ -188,12 +190,13 @@ def test_a_logged_action_may_be_weighted_and_taken_from_the_round(make_language_
         with torch.no_grad():
             own = plain_logprobs(model, item.tree, segment)
         torch.testing.assert_close(old, own, atol=1e-5, rtol=0)
-        weight = 1.0 if item.fresh[number] else min(1.0, math.exp(float((own - anchor).sum())))
-        worth = weight * (item.rewards[number] - item.baselines[number])
-        assert found.tolist() == pytest.approx([worth] * len(found), abs=1e-4)
-        weights.append(weight)
-    assert 0 < min(weights) < 0.9  # an action has become unlikely
-    assert sorted(weights)[-1] == 1.0
+        worth, weight = item.rewards[number] - item.baselines[number], 1.0
+        if not item.fresh[number] and worth < 0:
+            ratio = float((own - anchor).sum()) + (item.log_ratios[number] if item.log_ratios else 0.0)
+            weight = min(1.0, math.exp(ratio))
+            weights.append(weight)
+        assert found.tolist() == pytest.approx([weight * worth] * len(found), abs=1e-4)
+    assert 0 < min(weights) < 0.9
 
 
 def test_fresh_responses_may_count_less_than_logged_actions(make_language_model: Make) -> None:

@@ -25,17 +25,49 @@ FILE = ROOT / "benchmarks" / "results" / "learning" / "runs.jsonl"
 IMAGES = ROOT / "docs" / "images"
 REPETITIONS: Final = 20_000
 OURS: Final = "iterative-ppo"
+AS_IT_IS: Final = "nothing"
 
 Scores = dict[str, NDArray[np.float64]]
 
 
-def grouped(results: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, list[dict[str, Any]]]]:
+Runs = dict[tuple[str, str], dict[str, list[dict[str, Any]]]]
+
+
+def grouped(results: list[dict[str, Any]]) -> Runs:
     """Runs without more overrides, by regime and task, then by method."""
-    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    found: Runs = defaultdict(lambda: defaultdict(list))
     for result in sorted(results, key=lambda r: int(r["seed"])):
         if not result["overrides"]:
             found[result["regime"], result["task"]][result["method"]].append(result)
     return found
+
+
+def variants(results: list[dict[str, Any]]) -> Runs:
+    """Runs of Iterative PPO by regime and task, then by overrides; only where there are some with overrides."""
+    found: Runs = defaultdict(lambda: defaultdict(list))
+    for result in sorted(results, key=lambda r: int(r["seed"])):
+        if result["method"] == OURS:
+            found[result["regime"], result["task"]][" ".join(result["overrides"]) or AS_IT_IS].append(result)
+    return {place: words for place, words in found.items() if len(words) > 1}
+
+
+def variants_table(words: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """One row a variant: what it does to the outcome and to the critic's held-out figures, means over iterations."""
+    lines = ["| changed | final outcome, interquartile mean (95 %) | explained variance | Brier score | runs |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    points, intervals = interquartile({name: np.array([[r["after"]] for r in runs]) for name, runs in words.items()})
+    for name in sorted(words, key=lambda name: (name != AS_IT_IS, name)):
+        low, high = intervals[name][:, 0]
+        explained, brier = (_mean_figure(words[name], key) for key in ("explained_variance", "brier"))
+        lines.append(
+            f"| {name} | {points[name][0]:.3f} ({low:.3f} to {high:.3f}) | {explained} | {brier} | {len(words[name])} |"
+        )
+    return lines
+
+
+def _mean_figure(runs: list[dict[str, Any]], key: str) -> str:
+    found = [figures[key] for run in runs for figures in run["critic"] if figures.get(key) is not None]
+    return f"{np.mean(found):.3f}" if found else "–"
 
 
 def interquartile(scores: Scores) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
@@ -82,7 +114,7 @@ def table(methods: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def plot(results: dict[tuple[str, str], dict[str, list[dict[str, Any]]]], regime: str) -> None:
+def plot(results: Runs, regime: str) -> None:
     """Learning curves of one regime, a panel a task."""
     import matplotlib
 
@@ -113,10 +145,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plots", action="store_true")
     arguments = parser.parse_args()
-    results = grouped([json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()])
+    everything = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+    results = grouped(everything)
     for regime, task in sorted(results):
         print(f"\n### {task}, {regime} deployments\n")
         print("\n".join(table(results[regime, task])))
+    for (regime, task), words in sorted(variants(everything).items()):
+        print(f"\n### Iterative PPO with something changed: {task}, {regime} deployments\n")
+        print("\n".join(variants_table(words)))
     if arguments.plots:
         for regime in sorted({regime for regime, _ in results}):
             plot(results, regime)

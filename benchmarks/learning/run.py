@@ -137,6 +137,8 @@ def run(job: Job) -> dict[str, Any]:
         "before": mean_outcome(samples["before"]),
         "curve": curve.outcomes,
         "after": mean_outcome(samples["after"]),
+        "critic": [i.critic for i in loop.summary.iterations],
+        "policy": [i.policy for i in loop.summary.iterations],
         "seconds": round(time.perf_counter() - started, 1),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }

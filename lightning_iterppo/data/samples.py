@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,13 +21,16 @@ class ScoredTree:
         rewards: what each response is worth: Q(s, a) of a fresh one, or the observed return of a logged one.
         baselines: the value of each response's state, V(s), to subtract from the reward.
         fresh: true for a response that the policy in training just sampled, false for a logged action, which the
-            anchor π_k sampled.
+            anchor π_k or an earlier policy sampled.
+        log_ratios: of a logged action, log π_k - log μ with μ the policy that sampled it; 0 for all others. Empty is 0
+            for every response.
     """
 
     tree: TokenTree
     rewards: list[float]
     baselines: list[float]
     fresh: list[bool]
+    log_ratios: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
