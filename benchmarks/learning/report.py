@@ -1,7 +1,7 @@
 """Tables and plots of what ``run.py`` wrote.
 
 ``python benchmarks/learning/report.py`` prints the tables as Markdown, ``--plots`` also draws the learning curves into
-``docs/images/``. Needs ``pip install rliable matplotlib``.
+``docs/images/``. Needs ``pip install -e '.[bench]'``.
 
 Interquartile means over seeds with 95 % intervals by stratified bootstrap (Agarwal et al. 2021, "Deep reinforcement
 learning at the edge of the statistical precipice"), as the rliable package computes them.
@@ -23,7 +23,7 @@ from run import REGIMES
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "benchmarks" / "results" / "learning" / "runs.jsonl"
 IMAGES = ROOT / "docs" / "images"
-REPETITIONS: Final = 20_000
+REPETITIONS: Final = 2_000
 OURS: Final = "iterative-ppo"
 AS_IT_IS: Final = "nothing"
 
