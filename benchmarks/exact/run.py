@@ -9,10 +9,13 @@ them, into ``docs/images/``, and needs matplotlib.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -237,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="the first problem's number")
+    parser.add_argument("--jobs", type=int, default=1, help="problems at once, one thread each")
     parser.add_argument("--plots", action="store_true", help="only draw, from the results that are there")
     parser.add_argument("--try", dest="trial", action="store_true", help="write no results")
     parser.add_argument("overrides", nargs="*", help="key=value for the recipe")
@@ -250,17 +254,18 @@ def main() -> None:
         print(summary(results))
         return
     found = []
-    for number in range(arguments.first, arguments.first + arguments.problems):
-        result = run(number, arguments.overrides)
-        found.append(asdict(result))
-        curve = " ".join(f"{i.before / result.optimum:.3f}" for i in result.iterations)
-        last = result.iterations[-1].after / result.optimum
-        print(f"problem {number}: of the optimum {curve} {last:.3f}, {result.seconds:.0f} s", flush=True)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        numbers = range(arguments.first, arguments.first + arguments.problems)
+        for result in pool.map(run, numbers, itertools.repeat(arguments.overrides)):
+            found.append(asdict(result))
+            curve = " ".join(f"{i.before / result.optimum:.3f}" for i in result.iterations)
+            last = result.iterations[-1].after / result.optimum
+            print(f"problem {result.problem}: of the optimum {curve} {last:.3f}, {result.seconds:.0f} s", flush=True)
     print(summary(found))
     if not arguments.trial:
         RESULTS.mkdir(parents=True, exist_ok=True)
         today = datetime.now(timezone.utc).date().isoformat()
-        record = {"date": today, "machine": describe_machine(), "command": sys.argv[1:], "problems": found}
+        record = {"date": today, "machine": describe_machine(), "arguments": sys.argv[1:], "problems": found}
         write_json_atomically(file, record)
 
 
