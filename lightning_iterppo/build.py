@@ -178,6 +178,7 @@ def _settings(config: Recipe) -> LoopSettings:
         critic_td_lambda=critic.td_lambda,
         validation_fraction=critic.validation_fraction,
         history=critic.history,
+        history_weights=critic.history_weights,
         rounds=policy.rounds,
         ppo_epochs=policy.ppo_epochs,
         policy_batch=policy.batch_conversations,

@@ -144,6 +144,9 @@ class CriticConfig:
     # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy
     # made (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
     history: int = 0
+    # Weigh each of their turns by how likely the policy is to do what was done after it. Less bias, less data; costs a
+    # pass without gradients.
+    history_weights: bool = False
 
 
 @dataclass

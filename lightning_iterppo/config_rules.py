@@ -147,6 +147,10 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError("critic.pessimism needs heads that can disagree, but critic.heads is 1: raise it, e.g. to 5")
     if critic.td_lambda < 1 and critic.epochs == 0:
         raise ConfigError("critic.td_lambda is for tuning the trunk, but critic.epochs is 0: raise it, or leave λ at 1")
+    if critic.history_weights and (critic.history == 0 or critic.epochs == 0):
+        raise ConfigError(
+            "critic.history_weights is for earlier iterations' conversations, but critic.history or critic.epochs is 0"
+        )
     policy = recipe.policy
     if policy.logged_lambda < 1 and policy.logged_reward not in ("return", "mix"):
         raise ConfigError(

@@ -195,7 +195,8 @@ class QCritic(pl.LightningModule):
         if self.heads > 1:
             weights = torch.stack([bootstrap_weights(tree, self.heads) for tree in batch.tree.trees]).to(losses)
             losses = losses * weights[batch.tree.action_rows]
-        loss = losses.mean()
+        # Over the number of actions and not over their weights' sum: a batch of unlikely ones shall not be scaled up.
+        loss = (losses * batch.weights[:, None]).mean()
         self.log("critic/train_loss", loss, batch_size=len(batch.returns))
         return loss
 

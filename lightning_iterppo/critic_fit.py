@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
+from lightning_iterppo.behaviour import action_log_ratios
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_head import ActionFeatures, cross_validate_head
@@ -65,21 +67,19 @@ class CriticFit:
         self, newest: Sequence[Conversation], earlier: Sequence[Sequence[Conversation]], logs: Sequence[Conversation]
     ) -> None:
         settings = self.settings
-        past = [logs, *earlier]
         if settings.critic_epochs == 0:
-            self._solve_head(past, newest, measure=True)
+            self._solve_head([logs, *earlier], newest, measure=True)
             return
         train, held = split_conversations(newest, settings.validation_fraction, self.tools.seed)
         if settings.critic_solve_head:
-            self._solve_head(past, train)
+            self._solve_head([logs, *earlier], train)
         logs = [conversation for conversation in logs if conversation.outcome is not None]
         if logs and not earlier:
             # The logs are of other people, whose outcomes come more or less often: they teach what matters, and the
             # newest conversations, which come last, how often it happens under π_k.
             self._tune(logs, [])
-        for conversations in earlier[-settings.history :] if settings.history else []:
-            train = [*train, *conversations]
-        self._tune(train, held)
+        past = [c for part in earlier[-settings.history :] for c in part] if settings.history else []
+        self._tune([*train, *past], held, self._weights(past) if settings.history_weights else None)
 
     def logs(self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None) -> None:
         """Fits Q on logs alone; without validation conversations some of them are held out whole.
@@ -173,10 +173,24 @@ class CriticFit:
             self.tools.progress.tokens += int(batch.tree.position_ids.numel())
             self.tools.moved()
 
-    def _tune(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> None:
+    def _weights(self, past: Sequence[Conversation]) -> dict[str, list[float]]:
+        """For each turn min(1, Π π_k / μ) over those after it: a sample of Q as far as π_k would do the same there."""
+        ratios = action_log_ratios(self.critic.model, self.renderer, past)
+        found = {}
+        for name, of_turns in ratios.items():
+            later = [sum(of_turns[turn + 1 :]) for turn in range(len(of_turns))]
+            found[name] = [math.exp(min(0.0, ratio)) for ratio in later]
+        return found
+
+    def _tune(
+        self,
+        train: Sequence[Conversation],
+        held: Sequence[Conversation],
+        weights: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         """Tunes the critic's trunk and head; measures them on the conversations held out, if there are any."""
         stop = EarlyStopping("critic/loss", patience=self.settings.critic_patience, check_on_train_epoch_end=False)
-        data = self._data(train, held)
+        data = self._data(train, held, weights)
         bootstrapped = self.settings.critic_td_lambda < 1
         if bootstrapped:
             data.relabel = self._bootstrapped
@@ -189,11 +203,16 @@ class CriticFit:
         gamma, lam = self.settings.gamma, self.settings.critic_td_lambda
         scores = self.critic.score([item.tree for item in items], rows=self.settings.critic_batch)
         return [
-            LoggedTree(item.tree, lambda_returns(item.returns, values, gamma=gamma, lam=lam))
+            LoggedTree(item.tree, lambda_returns(item.returns, values, gamma=gamma, lam=lam), item.weights)
             for item, values in zip(items, scores, strict=True)
         ]
 
-    def _data(self, train: Sequence[Conversation], held: Sequence[Conversation]) -> TurnDataModule:
+    def _data(
+        self,
+        train: Sequence[Conversation],
+        held: Sequence[Conversation],
+        weights: Mapping[str, Sequence[float]] | None = None,
+    ) -> TurnDataModule:
         known = sum(conversation.outcome is not None for conversation in held)
         if held and known < world_size():
             raise LogDataError(
@@ -211,5 +230,6 @@ class CriticFit:
                 batch_size=self.settings.critic_batch,
                 seed=self.tools.seed,
                 bounds=self.critic.objective.bounds,
+                weights=weights,
             )
         )

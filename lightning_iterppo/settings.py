@@ -32,6 +32,7 @@ class LoopSettings:
     critic_td_lambda: float = 1.0
     validation_fraction: float = 0.2
     history: int = 0
+    history_weights: bool = False
     rounds: int = 3
     ppo_epochs: int = 2
     policy_batch: int = 8

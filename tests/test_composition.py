@@ -226,6 +226,7 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("probe", "policy.logged_lambda=0.9", ["policy.logged_lambda", "policy.logged_reward is none"]),
         ("probe", "policy.fresh_weight=0.5", ["policy.fresh_weight is 0.5", "policy.logged_reward is none"]),
         ("probe", "policy.log_actions=true", ["policy.log_actions is True", "policy.logged_reward is none"]),
+        ("shop", "critic.history_weights=true", ["critic.history_weights", "critic.history or critic.epochs is 0"]),
         ("shop", "policy.logged_ratio=batch", ["policy.logged_ratio", "anchor, round"]),
         ("shop", "critic.pessimism=1", ["critic.pessimism", "critic.heads is 1"]),
         ("shop", "critic.high=0", ["critic.low is 0", "below critic.high"]),

@@ -96,6 +96,17 @@ def test_returns_that_the_loss_cannot_fit_are_refused(make_language_model: Make)
     assert len(data([talk(0, outcome=12.0)], [], bounds=None).train_trees) == 1
 
 
+def test_a_turn_that_counts_nothing_teaches_nothing(make_language_model: Make) -> None:
+    critic, _, data = made(make_language_model)
+    critic.setup("fit")
+    losses = []
+    for weights in ({}, {"1": [0.0, 0.0]}, {"0": [0.0, 0.0], "1": [0.0, 0.0]}):
+        (batch,) = data([talk(0), talk(1)], [], weights=weights).train_dataloader()
+        losses.append(float(critic.training_step(batch, 0)))
+    assert losses[0] == pytest.approx(math.log(2))  # the head starts at zero
+    assert losses[1:] == pytest.approx([math.log(2) / 2, 0.0])
+
+
 def test_heads_of_an_ensemble_differ_and_pessimism_takes_that_off(make_language_model: Make) -> None:
     critic, renderer, data = made(make_language_model, heads=5)
     module = data([talk(n) for n in range(24)], [talk(n) for n in range(8)])

@@ -178,6 +178,22 @@ def test_history_is_a_number_of_iterations(make_loop: Make, history: int, expect
     assert [count for count in watcher.trees if count] == expected
 
 
+def test_earlier_turns_may_count_by_how_likely_the_policy_is_to_go_on_so(make_loop: Make) -> None:
+    seen: list[list[list[float]]] = []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            seen.append([t.weights for t in getattr(trainer.datamodule, "train_trees", [])])  # type: ignore[attr-defined]
+
+    settings = {"history": 1, "history_weights": True, "evaluation_conversations": 0, "rounds": 1}
+    make_loop(settings=settings, callbacks=[Looks()]).run()
+    first, second = ([weights for weights in found if weights] for found in seen if found)
+    assert first == []
+    assert len(second) == 20  # those of the iteration before
+    assert all(0 < weight <= 1 for weights in second for weight in weights)
+    assert all(weights[-1] == 1.0 for weights in second)  # nothing comes after the last turn
+
+
 # -- what it leaves behind -------------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
 import torch
@@ -19,31 +19,40 @@ from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 
 @dataclass(frozen=True, slots=True)
 class LoggedTree:
-    """A conversation as a tree, and the return G_t of each of its actions."""
+    """A conversation as a tree, the return G_t of each of its actions, and how much each counts (empty: 1)."""
 
     tree: TokenTree
     returns: list[float]
+    weights: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class TurnBatch:
-    """Rows of conversations and the return of each action, (batch,)."""
+    """Rows of conversations, and the return and the weight of each action, both (batch,)."""
 
     tree: TreeBatch
     returns: Tensor
+    weights: Tensor
 
 
 def logged_trees(
-    conversations: Sequence[Conversation], renderer: ChatRenderer, gamma: float, *, unknown_outcomes: bool = False
+    conversations: Sequence[Conversation],
+    renderer: ChatRenderer,
+    gamma: float,
+    *,
+    unknown_outcomes: bool = False,
+    weights: Mapping[str, Sequence[float]] | None = None,
 ) -> list[LoggedTree]:
     """Trees with Monte Carlo returns; conversations whose outcome is unknown are left out, never taken for a 0.
 
-    With ``unknown_outcomes`` they are there, with NaN for returns: for what learns from the messages alone.
+    With ``unknown_outcomes`` they are there, with NaN for returns: for what learns from the messages alone. ``weights``
+    are of conversations' turns, by the conversation's id.
     """
     return [
         LoggedTree(
             renderer.render(conversation).tree,
             [math.nan] * len(conversation.turns) if conversation.outcome is None else conversation.returns(gamma),
+            list((weights or {}).get(conversation.id, [])),
         )
         for conversation in conversations
         if unknown_outcomes or conversation.outcome is not None
@@ -162,6 +171,7 @@ class TurnDataModule(pl.LightningDataModule):
         seed: the order of the batches.
         unknown_outcomes: keep conversations whose outcome is unknown, for `WarmStart`; `QCritic` cannot use them.
         bounds: the returns that the critic can fit (``critic.objective.bounds``); None for any.
+        weights: how much the turns of training conversations count, by the conversation's id; 1 where there are none.
         relabel: other targets for the training conversations, asked for whenever a training dataloader is: with
             ``reload_dataloaders_every_n_epochs=1`` in every epoch.
 
@@ -181,6 +191,7 @@ class TurnDataModule(pl.LightningDataModule):
         seed: int = 0,
         unknown_outcomes: bool = False,
         bounds: tuple[float, float] | None = (0.0, 1.0),
+        weights: Mapping[str, Sequence[float]] | None = None,
         relabel: Callable[[Sequence[LoggedTree]], Sequence[LoggedTree]] | None = None,
     ) -> None:
         super().__init__()
@@ -191,7 +202,7 @@ class TurnDataModule(pl.LightningDataModule):
         self._loads = 0
         if not unknown_outcomes:
             check_returns([*train, *validation], gamma, bounds)
-        self.train_trees = logged_trees(train, renderer, gamma, unknown_outcomes=unknown_outcomes)
+        self.train_trees = logged_trees(train, renderer, gamma, unknown_outcomes=unknown_outcomes, weights=weights)
         self.validation_trees = logged_trees(validation, renderer, gamma, unknown_outcomes=unknown_outcomes)
         if not self.train_trees:
             raise ValueError("no training conversation has a known outcome, so there is nothing to learn from")
@@ -206,9 +217,11 @@ class TurnDataModule(pl.LightningDataModule):
     def collate(self, items: list[LoggedTree]) -> TurnBatch:
         """A batch of conversations."""
         returns = [value for item in items for value in item.returns]
+        weights = [value for item in items for value in item.weights or [1.0] * len(item.returns)]
         return TurnBatch(
             collate_trees([item.tree for item in items], self.renderer.pad_token_id),
             torch.tensor(returns, dtype=torch.float32),
+            torch.tensor(weights, dtype=torch.float32),
         )
 
     def train_dataloader(self) -> DataLoader[LoggedTree]:

@@ -36,6 +36,13 @@ def test_every_turn_has_its_return(renderer: ChatRenderer) -> None:
     assert len(item.tree.actions) == 3
 
 
+def test_turns_count_as_much_as_they_are_told(renderer: ChatRenderer) -> None:
+    data = TurnDataModule([talk("a", 1.0), talk("b", 1.0)], renderer=renderer, weights={"b": [0.25, 0.5]})
+    (batch,) = data.train_dataloader()
+    assert sorted(weights.tolist() for weights in batch.weights.split(2)) == [[0.25, 0.5], [1.0, 1.0]]
+    assert batch.returns.shape == batch.weights.shape == (4,)
+
+
 def test_an_unknown_outcome_is_left_out_and_not_taken_for_a_zero(renderer: ChatRenderer) -> None:
     data = TurnDataModule([talk("a", None), talk("b", 0.0), talk("c", None)], [talk("d", None)], renderer=renderer)
     assert [item.returns for item in data.train_trees] == [[0.0, 0.0]]
