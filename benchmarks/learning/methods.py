@@ -172,15 +172,15 @@ class Imitation:
         chosen = [c for c in known if (c.outcome or 0.0) >= bar]
         if not chosen:  # nothing went well, so there is nothing to imitate
             return 0
-        cloning = WarmStart(loop.language_model, learning_rate=loop.policy.learning_rate)
-        data = TurnDataModule(
-            chosen,
-            renderer=loop.renderer,
-            batch_size=loop.settings.policy_batch,
-            seed=loop.tools.seed_of(f"imitation-{iteration}"),
-        )
-        loop.tools.fit(cloning, data, loop.settings.ppo_epochs)
+        self.imitate(chosen, loop.settings.ppo_epochs, loop.tools.seed_of(f"imitation-{iteration}"))
         return 0
+
+    def imitate(self, chosen: Sequence[Conversation], epochs: int, seed: int) -> None:
+        """Fits the policy to the agent's messages of some conversations."""
+        loop = self.loop
+        cloning = WarmStart(loop.language_model, learning_rate=loop.policy.learning_rate)
+        data = TurnDataModule(chosen, renderer=loop.renderer, batch_size=loop.settings.policy_batch, seed=seed)
+        loop.tools.fit(cloning, data, epochs)
 
 
 def filtered_cloning(loop: IterativePPOLoop) -> None:
