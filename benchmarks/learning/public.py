@@ -1,9 +1,9 @@
 """A baseline of the benchmark against a public implementation: filtered cloning by TRL's `SFTTrainer`.
 
-``pip install -e '.[bench]'`` and ``python benchmarks/learning/public.py`` run filtered behaviour cloning on one task twice from
-every seed's warm start: with this package's `WarmStart` module, as the benchmark has it, and with TRL's trainer on the
-same conversations, tokens, step size, batch size and epochs. Their outcomes must be alike, or the baseline is not what
-it is called.
+After ``pip install -e '.[bench]'`` ``python benchmarks/learning/public.py`` runs filtered behaviour cloning on one task
+twice from every seed's warm start: with this package's `WarmStart` module, as the benchmark has it, and with TRL's
+trainer on the same conversations, tokens, step size, batch size and epochs. Their outcomes must be alike, or the
+baseline is not what it is called.
 """
 
 from __future__ import annotations
