@@ -63,9 +63,8 @@ class PolicyImprovement:
         self.policy.fresh_weight = self._fresh_weight()
         past = [c for part in earlier[-settings.policy_history :] for c in part] if settings.policy_history else []
         people = self._some(logs, iteration)
-        observed = [*past, *(people if settings.log_actions else [])]
-        if settings.logged_reward not in ("return", "mix"):
-            observed = []
+        # Whose logged actions take part and are not π_k's own.
+        observed = [*past, *(people if settings.log_actions else [])] if settings.logged_reward != "none" else []
         log_ratios = action_log_ratios(model, self.talker.renderer, observed)
         rounds = RoundDataModule(
             self.policy,

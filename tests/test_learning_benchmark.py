@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 
+from lightning_iterppo.composition import compose
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.customers import Message
 from lightning_iterppo.customers.scripted import play
@@ -85,6 +86,18 @@ def test_haggling_earns_more_than_the_first_offer() -> None:
     )
     assert rate(waited) > rate(accepted) + 0.05
     assert rate(task.logs(300, seed=1)) < rate(waited)
+
+
+def test_every_variant_is_a_recipe() -> None:
+    script = importlib.import_module("run")
+    plain = compose(
+        str(HERE / "learning.yaml"),
+        script.recipe_overrides(script.Job("shop", "iterative-ppo", "few", 1, 1e-3, 1)),
+    )
+    for variant in script.VARIANTS:
+        job = script.Job("shop", "iterative-ppo", "few", 1, 1e-3, 1, variant)
+        changed = compose(str(HERE / "learning.yaml"), script.recipe_overrides(job))
+        assert (changed.critic, changed.policy) != (plain.critic, plain.policy), variant
 
 
 @pytest.mark.slow

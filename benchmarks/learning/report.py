@@ -18,13 +18,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rliable import library, metrics
-from run import REGIMES
+from run import OURS, REGIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "benchmarks" / "results" / "learning" / "runs.jsonl"
 IMAGES = ROOT / "docs" / "images"
 REPETITIONS: Final = 2_000
-OURS: Final = "iterative-ppo"
 AS_IT_IS: Final = "nothing"
 
 Scores = dict[str, NDArray[np.float64]]

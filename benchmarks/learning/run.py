@@ -4,7 +4,7 @@
 ``benchmarks/results/learning/runs.jsonl`` does not have it already; ``--tasks``, ``--methods``, ``--regimes`` and
 ``--seeds`` choose fewer, ``--jobs`` runs several at once, each on one thread. ``--tune`` tries every method's grid
 (`RATES`, `PASSES`) instead, on one task, in every regime, and writes what was best to ``chosen.json``; ``report.py``
-makes tables and plots.
+makes tables and plots. ``--variants`` runs Iterative PPO with each of `VARIANTS` in the place of the other methods.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ sys.path.insert(0, str(HERE))
 
 from methods import METHODS  # noqa: E402
 
+OURS: Final = "iterative-ppo"
 RESULTS = HERE.parent / "results" / "learning"
 CHOSEN = HERE / "chosen.json"
 TASKS: Final = ("shop", "questions", "haggling")
@@ -51,6 +52,29 @@ CRITIC_EPOCHS: Final = {"many": 2, "few": 4}
 #: ones), of which a large iteration bears more.
 RATES: Final = (1e-3, 2e-3)
 PASSES: Final = {"many": (2, 4), "few": (6, 12)}
+#: What ``--variants`` changes in Iterative PPO, one at a time: its critic's choices, then its improvement's.
+VARIANTS: Final[tuple[tuple[str, ...], ...]] = (
+    ("critic.td_lambda=0.7",),
+    ("critic.loss=mse",),
+    ("critic.loss=hl-gauss", "critic.solve_head=false"),
+    ("critic.heads=5",),
+    ("critic.heads=5", "critic.pessimism=0.5"),
+    ("critic.history=0",),
+    ("critic.history_weights=true",),
+    ("critic.use_logs=false",),
+    ("policy.samples_per_state=4",),
+    ("policy.fresh_weight=0",),
+    ("policy.fresh_weight=1",),
+    ("policy.logged_ratio=anchor",),
+    ("policy.logged_lambda=1",),
+    ("policy.history=0",),
+    ("policy.log_actions=false",),
+    # Fresh responses by Q alone: the method as it is in the paper.
+    (
+        *("policy.logged_reward=none", "policy.logged_ratio=anchor", "policy.logged_lambda=1"),
+        *("policy.log_actions=false", "policy.fresh_weight=1", "policy.samples_per_state=4"),
+    ),
+)
 #: The task and the seeds that it is tuned on; the benchmark's own seeds begin at 1.
 TUNED_ON: Final = "shop"
 TUNING_SEEDS: Final = (101,)
@@ -242,6 +266,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--tune", action="store_true", help=f"try the grid on {TUNED_ON}")
+    parser.add_argument("--variants", action="store_true", help="Iterative PPO with something changed, one at a time")
     parser.add_argument("--try", dest="trial", action="store_true", help="one run of each, nothing is written")
     parser.add_argument("--learning-rate", type=float, help="in place of the chosen one")
     parser.add_argument("--passes", type=int, help="in place of the chosen ones")
@@ -250,6 +275,10 @@ def main() -> None:
     if arguments.tune:
         tune(arguments.methods, arguments.regimes, arguments.jobs)
         return
+    changes = [tuple(arguments.overrides)]
+    if arguments.variants:
+        arguments.methods = [OURS]
+        changes = [(*arguments.overrides, *variant) for variant in VARIANTS]
     settings = {} if arguments.learning_rate and arguments.passes else chosen()
     jobs = [
         Job(
@@ -259,12 +288,13 @@ def main() -> None:
             seed,
             arguments.learning_rate or settings[regime][method]["learning_rate"],
             arguments.passes or settings[regime][method]["passes"],
-            tuple(arguments.overrides),
+            change,
         )
         for seed in range(1, arguments.seeds + 1)
         for task in arguments.tasks
         for regime in arguments.regimes
         for method in arguments.methods
+        for change in changes
     ]
     if not arguments.trial:
         run_all(jobs, RESULTS / "runs.jsonl", arguments.jobs)
