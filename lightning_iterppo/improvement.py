@@ -118,7 +118,7 @@ class RoundDataModule(pl.LightningDataModule):
             the turns after it. 1 is the observed return.
         log_ratios: for conversations that π_k did not have, by their id, log π_k - log μ of every turn's action; see
             `lightning_iterppo.behaviour`. What came after an action that π_k would not take is no sample of what comes
-            after it under π_k: λ is multiplied by min(1, π_k / μ) there (Munos et al. 2016, Retrace, equation 3).
+            after it under π_k: λ is multiplied by min(1, π_k / μ) there (Munos et al. 2016, Retrace).
         log_actions: whether what people wrote by themselves is a logged action too, as what the policy suggested is.
         gamma: discount from turn to turn, for ``return``.
         ppo_epochs: passes over the samples of a round.
@@ -289,7 +289,7 @@ class RoundDataModule(pl.LightningDataModule):
         returns = state.conversation.returns(self.gamma)
         ratios = self.log_ratios.get(state.conversation.id, [0.0] * turns)
         traces = [math.exp(min(0.0, ratio)) for ratio in ratios]
-        if self.logged_lambda < 1 or min(traces) < 1:
+        if self.logged_lambda < 1 or any(trace < 1 for trace in traces):
             means = [total / count for total, count in zip(totals, counts, strict=True)]
             returns = lambda_returns(returns, means, gamma=self.gamma, lam=self.logged_lambda, traces=traces)
         rewards, baselines = [], []

@@ -55,7 +55,7 @@ class PPOPolicy(pl.LightningModule):
             as for a fresh response, so that every round moves it further. What was better than its baseline then
             counts in full and what was worse with min(1, π_round(a|s) / μ(a|s)), μ being the policy that took it, so
             that what has become unlikely is not pushed down for ever (Le Roux et al. 2025, "Tapered off-policy
-            REINFORCE", equation 8).
+            REINFORCE").
         whiten_floor: a standard deviation below this, in units of the reward, is taken for this: when all responses are
             nearly equally good, what is left of the differences is the critic's noise, which must not be scaled up.
         warmup_steps: optimiser steps until the full learning rate.
