@@ -175,7 +175,7 @@ class CriticFit:
 
     def _weights(self, past: Sequence[Conversation]) -> dict[str, list[float]]:
         """For each turn min(1, Π π_k / μ) over those after it: a sample of Q as far as π_k would do the same there."""
-        ratios = action_log_ratios(self.critic.model, self.renderer, past)
+        ratios = action_log_ratios(self.critic.model, self.renderer, past, rows=max(8, self.settings.critic_batch))
         found = {}
         for name, of_turns in ratios.items():
             later = [sum(of_turns[turn + 1 :]) for turn in range(len(of_turns))]

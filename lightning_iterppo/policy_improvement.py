@@ -65,7 +65,7 @@ class PolicyImprovement:
         people = self._some(logs, iteration)
         # Whose logged actions take part and are not π_k's own.
         observed = [*past, *(people if settings.log_actions else [])] if settings.logged_reward != "none" else []
-        log_ratios = action_log_ratios(model, self.talker.renderer, observed)
+        log_ratios = action_log_ratios(model, self.talker.renderer, observed, rows=self._rows)
         rounds = RoundDataModule(
             self.policy,
             [*newest, *past, *people],
@@ -82,6 +82,7 @@ class PolicyImprovement:
             gamma=settings.gamma,
             ppo_epochs=settings.ppo_epochs,
             batch_size=settings.policy_batch,
+            rows=self._rows,
             seed=self.tools.seed_of(f"rounds-{iteration}"),
             on_stage=self._staged,
         )
@@ -90,6 +91,11 @@ class PolicyImprovement:
         if not model.lora:
             model.discard(ANCHOR)
         return rounds.generated_tokens
+
+    @property
+    def _rows(self) -> int:
+        """Conversations a pass without gradients, which needs less memory than a step of training."""
+        return max(8, self.settings.policy_batch)
 
     def _fresh_weight(self) -> float:
         """As it is set, or by how much of the returns' variance Q explains; 1 where that was not measured."""
@@ -105,7 +111,8 @@ class PolicyImprovement:
         return [logs[index] for index in order[: self.settings.log_conversations]]
 
     def _score(self, states: Sequence[RoundState]) -> list[list[float]]:
-        return self.critic.score([state.tree for state in states], on_batch=lambda _: self.tools.moved())
+        trees = [state.tree for state in states]
+        return self.critic.score(trees, rows=self._rows, on_batch=lambda _: self.tools.moved())
 
     def _staged(self, stage: str, total: int) -> None:
         release_memory()

@@ -253,7 +253,14 @@ def main() -> None:
         plots(results)
         print(summary(results))
         return
-    found = []
+    found: list[dict[str, Any]] = []
+    record = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": describe_machine(),
+        "arguments": sys.argv[1:],
+        "problems": found,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         numbers = range(arguments.first, arguments.first + arguments.problems)
         for result in pool.map(run, numbers, itertools.repeat(arguments.overrides)):
@@ -261,12 +268,9 @@ def main() -> None:
             curve = " ".join(f"{i.before / result.optimum:.3f}" for i in result.iterations)
             last = result.iterations[-1].after / result.optimum
             print(f"problem {result.problem}: of the optimum {curve} {last:.3f}, {result.seconds:.0f} s", flush=True)
+            if not arguments.trial:
+                write_json_atomically(file, record)
     print(summary(found))
-    if not arguments.trial:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        today = datetime.now(timezone.utc).date().isoformat()
-        record = {"date": today, "machine": describe_machine(), "arguments": sys.argv[1:], "problems": found}
-        write_json_atomically(file, record)
 
 
 if __name__ == "__main__":
