@@ -325,8 +325,7 @@ class IterativePPOLoop:
         self.summary.iterations.append(self._record)
         kept = max(self.settings.history, self.settings.policy_history, 1)
         self.earlier = [*self.earlier, self.conversations][-kept:]
-        self._finished = [name for name in self._finished if not name.endswith(f"-{iteration}")]
-        self._finished.append(f"iteration-{iteration}")
+        self._finished = [*(n for n in self._finished if not n.endswith(f"-{iteration}")), f"iteration-{iteration}"]
         self.hook("on_iteration_end")
         self.summary.stop_reason = self.stop_reason
         self.save()
@@ -396,8 +395,6 @@ class IterativePPOLoop:
         barrier()
 
     def _write_summary(self) -> None:
-        peak = peak_memory_bytes()
-        if peak is not None:
-            self.summary.peak_memory_bytes = max(peak, self.summary.peak_memory_bytes or 0)
+        self.summary.peak_memory_bytes = max(peak_memory_bytes() or 0, self.summary.peak_memory_bytes or 0) or None
         if self.run_dir is not None and self.is_main:
             self.run_dir.write_summary(self.summary)

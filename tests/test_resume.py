@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.customers import CustomerReply, Message
 from lightning_iterppo.errors import RunDirectoryError
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE
@@ -68,6 +69,16 @@ class Counter(Callback):
         self.iterations = state_dict["iterations"]
 
 
+class LikesEven:
+    """Buys after an even number of characters: no model always says so or never, so Q has something to explain."""
+
+    def reset(self, seed: int) -> str:
+        return ("red ?", "blue ?")[seed % 2]
+
+    def reply(self, history: list[Message]) -> CustomerReply:
+        return CustomerReply("yes", reward=0.5 * (len(history[-1].content) % 2 == 0), done=len(history) > 2)
+
+
 def logs() -> list[Conversation]:
     return [
         Conversation(f"log-{n}", (Turn("red ?", ("red", "no")[n % 2], reward=float(n % 2 == 0)),), outcome=1.0 - n % 2)
@@ -79,10 +90,11 @@ def a_loop(make: Make, kind: str, run: RunDirectory, *callbacks: Callback) -> It
     return make(
         kind,
         settings={
-            **{"rounds": 2, "warm_start_epochs": 2, "evaluate_every": 2},
+            **{"rounds": 2, "warm_start_epochs": 2, "evaluate_every": 2, "conversations": 40},
             **{"logged_reward": "return", "fresh_weight": None, "policy_history": 1},
         },
         policy={"kl_reference_coefficient": 0.1},
+        customer=LikesEven,
         callbacks=[Counter(), *callbacks],
         logs=logs(),
         run_dir=run,
@@ -122,6 +134,8 @@ def undisturbed(make_loop: Make, tmp_path_factory: pytest.TempPathFactory) -> Ca
             path = tmp_path_factory.mktemp(kind) / "run"
             known[kind] = a_loop(make_loop, kind, RunDirectory.create(path, ""))
             known[kind].run()
+            # What weighs the fresh responses of an improvement, so a resumed one must know it again.
+            assert all(i.critic["explained_variance"] is not None for i in known[kind].summary.iterations)
         return known[kind]
 
     return run
