@@ -88,6 +88,7 @@ def build_parts(config: Recipe) -> Parts:
             high=critic.high,
             heads=critic.heads,
             pessimism=critic.pessimism,
+            likelihood=critic.likelihood,
         ),
         warm_start=WarmStart(
             model,

@@ -49,6 +49,9 @@ class QCritic(pl.LightningModule):
             (Osband et al. 2016). Q is their mean.
         pessimism: how many standard deviations of the heads `score` takes off their mean, so that what the logs say
             little about is not mistaken for good.
+        likelihood: the heads also see the mean log-probability of the action's tokens under the critic's variant, which
+            began as the policy that imitated the logs. Where people of mixed skill wrote those, what most of them would
+            have said is better than what few would, and no hidden state at the end of a message says that so plainly.
 
     Raises:
         ValueError: no such loss, a range that does not suit it, or no head.
@@ -67,6 +70,7 @@ class QCritic(pl.LightningModule):
         high: float = 1.0,
         heads: int = 1,
         pessimism: float = 0.0,
+        likelihood: bool = False,
     ) -> None:
         super().__init__()
         if heads < 1:
@@ -75,7 +79,8 @@ class QCritic(pl.LightningModule):
         self.objective = make_objective(loss, low, high)
         self.heads = heads
         self.pessimism = pessimism
-        self.head = ScalarHead(model.hidden_size, heads * self.objective.outputs)
+        self.likelihood = likelihood
+        self.head = ScalarHead(model.hidden_size, heads * self.objective.outputs, extra=int(likelihood))
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
         self.weight_decay = weight_decay
@@ -93,10 +98,23 @@ class QCritic(pl.LightningModule):
 
         ``hl-gauss`` has one dimension more. ``critic.objective.values`` makes it each head's Q.
         """
-        hidden = self.model.hidden(batch)
-        outputs: Tensor = self.head(hidden[batch.action_rows, batch.last_positions])
+        outputs: Tensor = self.head(*self._of_actions(batch))
         shape = (self.heads,) if self.objective.outputs == 1 else (self.heads, self.objective.outputs)
         return outputs.view(-1, *shape)
+
+    def _of_actions(self, batch: TreeBatch) -> tuple[Tensor, Tensor | None]:
+        """The hidden state at the end of every action, (batch, hidden), and its likelihood (batch, 1) where wanted.
+
+        The likelihood is a feature and is not trained: it would teach the trunk to speak and not to judge.
+        """
+        hidden = self.model.hidden(batch)
+        likelihood = None
+        if self.likelihood:
+            with torch.no_grad():
+                logprobs, _, _ = self.model.response_logprobs(hidden.detach(), batch)
+                mask = batch.action_mask
+                likelihood = (logprobs * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        return hidden[batch.action_rows, batch.last_positions], likelihood
 
     def _losses(self, outputs: Tensor, returns: Tensor) -> Tensor:
         """Of every action and head, (batch, heads)."""
@@ -145,8 +163,7 @@ class QCritic(pl.LightningModule):
         with self.model.using(CRITIC):
             for batch in batches:
                 tree = batch.tree.to(self.model.device)
-                hidden = self.model.hidden(tree)[tree.action_rows, tree.last_positions]
-                values = self.head.norm(hidden.float()).cpu()
+                values = self.head.seen(*self._of_actions(tree)).cpu()
                 parts.append(ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu()))
         self.train(training)
         return ActionFeatures.join(parts)

@@ -107,6 +107,19 @@ def test_a_turn_that_counts_nothing_teaches_nothing(make_language_model: Make) -
     assert losses[1:] == pytest.approx([math.log(2) / 2, 0.0])
 
 
+def test_a_critic_that_sees_likelihood_tells_usual_messages_from_odd_ones(make_language_model: Make) -> None:
+    """With all else taken away: the one number beside the hidden state is enough."""
+    critic, _, data = made(make_language_model, likelihood=True)
+    module = data([talk(n) for n in range(24)], [])
+    features = critic.features(module.train_dataloader())
+    features.values[:, :-1] = 0.0
+    features.returns = (features.values[:, -1] > features.values[:, -1].median()).float()
+    critic.fit_head(features, prior=0.01, trust=1.0)
+    scores = torch.sigmoid(critic.head.linear(features.values)).squeeze(-1)
+    assert scores[features.returns == 1].min() > scores[features.returns == 0].max()
+    assert float(critic.head.linear.weight[0, -1]) > 0
+
+
 def test_heads_of_an_ensemble_differ_and_pessimism_takes_that_off(make_language_model: Make) -> None:
     critic, renderer, data = made(make_language_model, heads=5)
     module = data([talk(n) for n in range(24)], [talk(n) for n in range(8)])
@@ -251,8 +264,11 @@ def test_the_head_is_scaled_to_how_often_the_newest_conversations_go_well(make_l
     assert min(values[:2]) > max(values[2:])
 
 
-def test_features_are_what_the_head_sees(make_language_model: Make, stir: Callable[..., None]) -> None:
-    critic, _, data = made(make_language_model)
+@pytest.mark.parametrize("likelihood", [False, True])
+def test_features_are_what_the_head_sees(
+    likelihood: bool, make_language_model: Make, stir: Callable[..., None]
+) -> None:
+    critic, _, data = made(make_language_model, likelihood=likelihood)
     critic.model.copy("policy", "critic")
     stir(critic.model, "critic")
     torch.nn.init.normal_(critic.head.linear.weight)
@@ -274,10 +290,11 @@ def two_trees(renderer: ChatRenderer) -> list[TokenTree]:
     return [grown, short.tree, long.tree]
 
 
+@pytest.mark.parametrize("likelihood", [False, True])
 def test_scores_are_the_forward_pass_in_the_order_of_the_responses(
-    make_language_model: Make, stir: Callable[..., None]
+    likelihood: bool, make_language_model: Make, stir: Callable[..., None]
 ) -> None:
-    critic, renderer, _ = made(make_language_model)
+    critic, renderer, _ = made(make_language_model, likelihood=likelihood)
     critic.model.copy("policy", "critic")
     stir(critic.model, "critic", scale=0.3)
     torch.nn.init.normal_(critic.head.linear.weight)
@@ -293,8 +310,15 @@ def test_scores_are_the_forward_pass_in_the_order_of_the_responses(
             assert values == pytest.approx(alone, abs=1e-5)
             # Each response is scored at its own last token, as if its path stood alone.
             for action, value in zip(tree.actions, values, strict=True):
-                hidden = critic.model.trunk(input_ids=torch.tensor([tree.path(action)])).last_hidden_state
-                assert value == pytest.approx(float(torch.sigmoid(critic.head(hidden[0, -1]))), abs=1e-5)
+                path, said = tree.path(action), len(tree.segments[action].token_ids)
+                hidden = critic.model.trunk(input_ids=torch.tensor([path])).last_hidden_state[0]
+                extra = None
+                if likelihood:
+                    logprobs = (
+                        critic.model.logits(hidden).log_softmax(-1)[:-1].gather(-1, torch.tensor(path[1:])[:, None])
+                    )
+                    extra = logprobs[-said:].mean(0)
+                assert value == pytest.approx(float(torch.sigmoid(critic.head(hidden[-1], extra))), abs=1e-5)
     assert scores[0][:4] == pytest.approx(scores[2], abs=1e-5)  # branches change nothing for the trunk
     assert len(set(scores[0])) > 4
     assert critic.score(trees, rows=8) == [pytest.approx(values, abs=1e-5) for values in scores]

@@ -252,7 +252,7 @@ def next_message(loop: IterativePPOLoop) -> None:
 #: state and are moved by every round; fresh responses count as much as Q explains.
 _OBSERVED: Final = (
     "policy.logged_reward=return",
-    "policy.logged_lambda=0.9",
+    "policy.logged_lambda=0.7",
     "policy.logged_ratio=round",
     "policy.log_actions=true",
     "policy.log_conversations=400",

@@ -1,7 +1,7 @@
 """Tables and plots of what ``run.py`` wrote.
 
-``python benchmarks/learning/report.py`` prints the tables as Markdown, ``--plots`` also draws the learning curves into
-``docs/images/``. Needs ``pip install -e '.[bench]'``.
+``python benchmarks/learning/report.py`` prints the tables as Markdown; ``--write`` puts them into ``docs/learning.md``
+and draws the learning curves into ``docs/images/``. Needs ``pip install -e '.[bench]'``.
 
 Interquartile means over seeds with 95 % intervals by stratified bootstrap (Agarwal et al. 2021, "Deep reinforcement
 learning at the edge of the statistical precipice"), as the rliable package computes them.
@@ -10,7 +10,6 @@ learning at the edge of the statistical precipice"), as the rliable package comp
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +17,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from rliable import library, metrics
-from run import OURS, REGIMES
+from run import OURS, PASSES, RATES, REGIMES, RESULTS, read
+
+from lightning_iterppo.files import write_text_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "benchmarks" / "results" / "learning" / "runs.jsonl"
+PAGE = ROOT / "docs" / "learning.md"
 IMAGES = ROOT / "docs" / "images"
 REPETITIONS: Final = 2_000
 AS_IT_IS: Final = "nothing"
@@ -139,20 +140,75 @@ def plot(results: Runs, regime: str) -> None:
     figure.savefig(IMAGES / f"learning-{regime}.svg", bbox_inches="tight", metadata={"Date": None})
 
 
+def tuning_table(results: list[dict[str, Any]], regime: str) -> list[str]:
+    """One row a method: the outcome with every setting that was tried, the best in bold."""
+    settings = [(rate, passes) for rate in RATES for passes in PASSES[regime]]
+    lines = ["| method | " + " | ".join(f"{rate:g}, {passes} passes" for rate, passes in settings) + " |"]
+    lines.append("| --- |" + " --- |" * len(settings))
+    found: dict[str, dict[tuple[float, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        if result["regime"] == regime:
+            found[result["method"]][result["learning_rate"], result["passes"]].append(result["after"])
+    for method, outcomes in found.items():
+        means = {setting: float(np.mean(outcomes[setting])) for setting in settings}
+        best = max(means, key=lambda setting: means[setting])
+        cells = (f"**{means[s]:.3f}**" if s == best else f"{means[s]:.3f}" for s in settings)
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def origin(results: list[dict[str, Any]]) -> str:
+    """When and where runs were made, and how long one took."""
+    dates = sorted({r["date"] for r in results})
+    machines = ", ".join(sorted({r["processor"] for r in results}))
+    longest = max(r["seconds"] for r in results)
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return f"{len(results)} runs, {when}, {machines}, one thread each; the longest took {longest:.0f} s."
+
+
+def sections(runs: list[dict[str, Any]], tuning: list[dict[str, Any]]) -> dict[str, str]:
+    """What the page has between its marks, by name."""
+    found: dict[str, list[str]] = {}
+    results = grouped(runs)
+    for regime in REGIMES:
+        places = [place for place in sorted(results) if place[0] == regime]
+        lines = [line for place in places for line in (f"#### {place[1]}", "", *table(results[place]), "")]
+        shown = [r for r in runs if r["regime"] == regime and not r["overrides"]]
+        found[regime] = [*lines, origin(shown)] if shown else ["Not run yet."]
+        tried = [r for r in tuning if r["regime"] == regime]
+        found[f"tuning-{regime}"] = [*tuning_table(tuning, regime), "", origin(tried)] if tried else ["Not run yet."]
+    changed = variants(runs)
+    lines = [
+        line
+        for regime, task in sorted(changed)
+        for line in (f"#### {task}, {regime} deployments", "", *variants_table(changed[regime, task]), "")
+    ]
+    varied = [r for r in runs if r["overrides"]]
+    found["variants"] = [*lines, origin(varied)] if varied else ["Not run yet."]
+    return {name: "\n".join(lines) for name, lines in found.items()}
+
+
+def fill(page: str, parts: dict[str, str]) -> str:
+    """The page with its marked parts replaced."""
+    for name, text in parts.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+    return page
+
+
 def main() -> None:
-    """Prints, and draws."""
+    """Prints, or writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plots", action="store_true")
+    parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
-    everything = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
-    results = grouped(everything)
-    for regime, task in sorted(results):
-        print(f"\n### {task}, {regime} deployments\n")
-        print("\n".join(table(results[regime, task])))
-    for (regime, task), words in sorted(variants(everything).items()):
-        print(f"\n### Iterative PPO with something changed: {task}, {regime} deployments\n")
-        print("\n".join(variants_table(words)))
-    if arguments.plots:
+    runs = read(RESULTS / "runs.jsonl")
+    parts = sections(runs, read(RESULTS / "tuning.jsonl"))
+    for name, text in parts.items():
+        print(f"\n### {name}\n\n{text}")
+    if arguments.write:
+        write_text_atomically(PAGE, fill(PAGE.read_text(encoding="utf-8"), parts))
+        results = grouped(runs)
         for regime in sorted({regime for regime, _ in results}):
             plot(results, regime)
 

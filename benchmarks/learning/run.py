@@ -59,6 +59,7 @@ VARIANTS: Final[tuple[tuple[str, ...], ...]] = (
     ("critic.loss=hl-gauss", "critic.solve_head=false"),
     ("critic.heads=5",),
     ("critic.heads=5", "critic.pessimism=0.5"),
+    ("critic.likelihood=true",),
     ("critic.history=0",),
     ("critic.history_weights=true",),
     ("critic.use_logs=false",),
@@ -67,6 +68,8 @@ VARIANTS: Final[tuple[tuple[str, ...], ...]] = (
     ("policy.fresh_weight=1",),
     ("policy.logged_ratio=anchor",),
     ("policy.logged_lambda=1",),
+    ("policy.logged_lambda=0.9",),
+    ("policy.logged_lambda=0.4",),
     ("policy.history=0",),
     ("policy.log_actions=false",),
     # Fresh responses by Q alone: the method as it is in the paper.
@@ -168,6 +171,7 @@ def run(job: Job) -> dict[str, Any]:
         "policy": [i.policy for i in loop.summary.iterations],
         "seconds": round(time.perf_counter() - started, 1),
         "date": datetime.now(timezone.utc).date().isoformat(),
+        "processor": describe_machine()["processor"],
     }
 
 
