@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="a JSON file that update.py makes")
     parser.add_argument("--adaptation", choices=("lora", "full"), default="lora")
     parser.add_argument("--top-layers", type=int)
+    parser.add_argument("--bf16", action="store_true", help="frozen weights and activations in bfloat16")
     parser.add_argument("--plain", action="store_true", help="without the faster ways: for what each of them brings")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -63,7 +65,7 @@ def main() -> None:
         kind=arguments.adaptation, rank=work["rank"], alpha=2 * work["rank"], top_layers=arguments.top_layers,
         fold=not arguments.plain,
     )  # fmt: skip
-    model = LanguageModel.load(arguments.model, adaptation, dtype="float32")
+    model = LanguageModel.load(arguments.model, adaptation, dtype="bfloat16" if arguments.bf16 else "float32")
     policy, critic = PPOPolicy(model, learning_rate=1e-5), QCritic(model)
     renderer = Prompts(model.tokenizer)
     states = conversations(work["prompts"])
@@ -82,6 +84,7 @@ def main() -> None:
         nonlocal number
         start = number * episodes % len(states)
         number += 1
+        stages: list[tuple[str, float]] = []
         data = RoundDataModule(
             policy,
             states[start : start + episodes],
@@ -95,6 +98,7 @@ def main() -> None:
             batch_size=micro,
             rows=episodes,
             seed=number,
+            on_stage=lambda stage, _: stages.append((stage, time.perf_counter())),
         )
         data.round = 1  # not an improvement's first round, which saves the pass of the anchor
         trainer = pl.Trainer(
@@ -102,7 +106,13 @@ def main() -> None:
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
         )  # fmt: skip
         trainer.fit(policy, data)
-        return {"steps": trainer.global_step, "generated": data.generated_tokens, "trained": policy.trained_tokens}
+        stages.append(("", time.perf_counter()))
+        return {
+            "steps": trainer.global_step,
+            "generated": data.generated_tokens,
+            "trained": policy.trained_tokens,
+            "stages": {name: round(stages[i + 1][1] - at, 3) for i, (name, at) in enumerate(stages[:-1])},
+        }
 
     serve(update)
 

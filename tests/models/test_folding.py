@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_iterppo.models.folding import Folding
+from lightning_iterppo.models.folding import Folding, _BesideLinear, _Low
 from lightning_iterppo.models.language_model import ANCHOR, CRITIC, POLICY, LanguageModel
 from lightning_iterppo.models.tree import ROOT, TokenTree, TreeBatch, collate_trees
 
@@ -33,7 +33,7 @@ def models(make_language_model: Callable[..., LanguageModel], stir: Callable[...
 def outputs(model: LanguageModel) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     hidden = model.hidden(a_batch())
-    (hidden**2).sum().backward()
+    (hidden[..., ::2] ** 2).sum().backward()  # of half of it: the norm of all is what it is
     return hidden.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -101,11 +101,10 @@ def test_what_would_not_be_exact_is_left_beside_the_weights(
         assert count(model) == 0
     with model.model.disable_adapter():  # type: ignore[operator]
         assert count(model) == 0
-    halves = make_language_model("lora")
-    for name, parameter in halves.named_parameters():
+    for name, parameter in model.named_parameters():
         if "base_layer" in name:
-            parameter.data = parameter.data.bfloat16()
-    assert count(halves) == 0, "the adapter would be rounded away"
+            parameter.data = parameter.data.double()
+    assert count(model) == 0, "weights of another type than the adapter's"
 
 
 def test_another_adapter_inside_is_folded_for_itself(models: list[LanguageModel]) -> None:
@@ -128,3 +127,66 @@ def test_dropout_keeps_its_noise(make_language_model: Callable[..., LanguageMode
         assert model._folding.count == 0
     with model.eval().folded():
         assert model._folding.count == 14
+
+
+def in_bfloat16(model: LanguageModel) -> LanguageModel:
+    """The frozen weights in 16 bits, the adapters in 32: as a pretrained model is loaded where that is fast."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
+def test_beside_weights_of_16_bits_an_adapter_computes_in_16_bits_too(
+    make_language_model: Callable[..., LanguageModel], stir: Callable[..., None]
+) -> None:
+    made = [make_language_model("lora", fold=fold) for fold in (True, False, False)]
+    for model in made:
+        stir(model, POLICY, seed=1)
+        in_bfloat16(model)
+    with made[0].folded():
+        assert made[0]._folding is not None
+        assert made[0]._folding.count == 14
+    made[2].float()  # the same numbers, with nothing rounded on the way
+    (fast, fast_grads), (plain, plain_grads), (exact, exact_grads) = map(outputs, made)
+    assert fast.dtype == torch.bfloat16
+    assert (fast - exact).norm() <= 1.2 * (plain - exact).norm() <= 0.02 * exact.norm()
+    assert fast_grads.keys() == exact_grads.keys()
+    for name, grad in exact_grads.items():
+        assert fast_grads[name].dtype == torch.float32
+        assert (fast_grads[name] - grad).norm() <= 1.5 * (plain_grads[name] - grad).norm() + 0.02 * grad.norm(), name
+
+
+def test_a_small_adapter_is_not_rounded_away_beside_weights_of_16_bits(
+    make_language_model: Callable[..., LanguageModel], stir: Callable[..., None]
+) -> None:
+    model = make_language_model("lora")
+    linear = next(m for m in model.modules() if hasattr(m, "lora_A"))
+    down, up = linear.lora_A[POLICY].weight, linear.lora_B[POLICY].weight
+    linear.base_layer.weight.data = torch.ones_like(linear.base_layer.weight).bfloat16()
+    # Each entry that the adapter adds is a tenth of the last bit of a 1 in bfloat16.
+    down.data, up.data = torch.full_like(down, 0.01), torch.full_like(up, 0.0008 / 0.01 / len(down) / 2)
+    x = torch.eye(down.shape[1], dtype=torch.bfloat16)[:1] * 0
+    x[0, 0], x[0, 1] = 1.0, -1.0
+    with torch.no_grad(), model.folded():
+        assert linear(x).abs().max() == 0
+    down.data[:, 1] = 0
+    with torch.no_grad(), model.folded():
+        torch.testing.assert_close(linear(x).float(), torch.full((1, len(up)), 0.0008), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_map_beside_a_weight_is_peft_s_formula(bias: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, down, up = (torch.randn(*s, dtype=torch.float64) for s in ((2, 3, 5), (4, 5), (2, 5), (4, 2)))
+    offset = torch.randn(4, dtype=torch.float64) if bias else None
+    for tensor in (x, down, up):
+        tensor.requires_grad_()
+    scale = 1.7
+    plain = torch.nn.functional.linear(x, weight, offset) + scale * (x @ down.T) @ up.T
+    low = _Low(down.detach(), scale * up.detach())
+    fast = _BesideLinear.apply(x, weight, offset, down, up, low, scale)
+    torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
+    expected = torch.autograd.grad((plain**2).sum(), (x, down, up))
+    for found, wanted in zip(torch.autograd.grad((fast**2).sum(), (x, down, up)), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
