@@ -9,6 +9,7 @@ the batch when there is none.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class LocalEngine:
         keep: keep the keys and values of the last call for prompts that go on from it. The weights must not change
             between two such calls.
         variant: which variant samples.
+        grouped: attend without copies of keys and values that several heads share; False leaves it to transformers, for
+            comparison.
         on_step: called with the number of tokens of each decoding step, for a progress display.
     """
 
@@ -43,6 +46,7 @@ class LocalEngine:
         rows: int = 64,
         keep: bool = False,
         variant: str = POLICY,
+        grouped: bool = True,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.model = model
@@ -50,6 +54,7 @@ class LocalEngine:
         self.rows = rows
         self.keep = keep
         self.variant = variant
+        self.grouped = grouped
         self.on_step = on_step
         self.generator = torch.Generator(device=model.device).manual_seed(seed)
         self._generated = 0
@@ -73,7 +78,8 @@ class LocalEngine:
         training = self.model.training
         self.model.eval()
         try:
-            with self.model.using(self.variant), self.model.folded():
+            grouped = self.model.grouped() if self.grouped else nullcontext()
+            with self.model.using(self.variant), self.model.folded(), grouped:
                 keys = [tuple(prompt) for prompt in prompts]
                 return self._continue(keys, sampling) if self.keep else self._fresh(keys, sampling)
         finally:
