@@ -8,8 +8,8 @@ the batch when there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -19,6 +19,22 @@ from lightning_iterppo.generation.engine import Response
 from lightning_iterppo.generation.prompts import PromptQueue, continued_rows
 from lightning_iterppo.generation.sampling import Sampling, sample_tokens
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
+
+
+@contextmanager
+def speaking(model: LanguageModel, variant: str = POLICY) -> Iterator[None]:
+    """The model as it speaks: without dropout, a variant in use and its adapter folded in.
+
+    An engine does it for every call; whoever makes many short calls does it once around all of them. The weights of the
+    variant must not change within it.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with model.using(variant), model.folded():
+            yield
+    finally:
+        model.train(training)
 
 
 class LocalEngine:
@@ -75,15 +91,9 @@ class LocalEngine:
         """
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("a prompt needs at least one token")
-        training = self.model.training
-        self.model.eval()
-        try:
-            grouped = self.model.grouped() if self.grouped else nullcontext()
-            with self.model.using(self.variant), self.model.folded(), grouped:
-                keys = [tuple(prompt) for prompt in prompts]
-                return self._continue(keys, sampling) if self.keep else self._fresh(keys, sampling)
-        finally:
-            self.model.train(training)
+        with speaking(self.model, self.variant), self.model.grouped() if self.grouped else nullcontext():
+            keys = [tuple(prompt) for prompt in prompts]
+            return self._continue(keys, sampling) if self.keep else self._fresh(keys, sampling)
 
     def _fresh(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling) -> list[Response]:
         """Decodes `rows` prompts side by side; a row that ended is the next prompt's."""

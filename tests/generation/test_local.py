@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lightning_iterppo.generation.engine import Response
-from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.generation.local import LocalEngine, speaking
 from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.models import folding
 from lightning_iterppo.models.language_model import LanguageModel
 
 Make = Callable[..., LanguageModel]
@@ -324,6 +325,24 @@ def test_the_mode_of_the_model_is_as_before(make_language_model: Make) -> None:
         model.train(training)
         an_engine(model).generate([[3]], Sampling(max_new_tokens=1))
         assert model.training is training
+
+
+def test_around_many_calls_the_adapter_is_folded_once(make_language_model: Make, monkeypatch: Any) -> None:
+    model = make_language_model("lora", dropout=0.1)
+    model.train()
+    folded: list[str] = []
+    fold = folding._fold
+    monkeypatch.setattr(folding, "_fold", lambda layer, name: folded.append(name) or fold(layer, name))
+    engine, sampling = an_engine(model, keep=True), Sampling(max_new_tokens=2)
+    with speaking(model):
+        once = len(folded)
+        responses = [engine.generate(PROMPTS, sampling) for _ in range(2)]
+        assert len(folded) == once > 0
+        check(model, PROMPTS, responses[1])
+    assert model.training
+    again = an_engine(model, keep=True)
+    assert [again.generate(PROMPTS, sampling) for _ in range(2)] == responses
+    assert len(folded) == 3 * once
 
 
 def test_an_empty_prompt(make_language_model: Make) -> None:
