@@ -64,7 +64,7 @@ class Scripted:
 
     def reset(self, seed: int) -> str:
         """The opening."""
-        return said(0, short=self.short)
+        return said(0, seed, short=self.short)
 
     def reply(self, history: list[Message]) -> CustomerReply:
         """The next text; after the last turn the end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # About fifteen tokens each for SmolLM2.
-OPENING = "Hello, I am looking for warm shoes for the winter. What do you have?"
+OPENING = "Number {seed} here. I am looking for warm shoes for the winter. What do you have?"
 REPLIES = (
     "Those sound nice. Which colours are there, and how much do they cost?",
     "Do you also have them in a size that fits a child of ten?",
@@ -15,8 +15,8 @@ REPLIES = (
 SHORT = "I see. And what else is there?"
 
 
-def said(turn: int, *, short: bool = False) -> str:
-    """What the customer says in a turn, from 0."""
+def said(turn: int, seed: int = 0, *, short: bool = False) -> str:
+    """What the customer says in a turn, from 0. Customers of different seeds begin differently."""
     if short:
         return SHORT
-    return OPENING if turn == 0 else REPLIES[(turn - 1) % len(REPLIES)]
+    return OPENING.format(seed=seed) if turn == 0 else REPLIES[(turn - 1) % len(REPLIES)]

@@ -77,7 +77,7 @@ def make_trainer(arguments: argparse.Namespace, folder: str) -> Any:
 
     model.get_output_embeddings().register_forward_hook(never_stop)
     grpo_trainer.parse_response = called
-    prompts = [{"prompt": [{"role": "user", "content": said(0)}]}] * arguments.conversations
+    prompts = [{"prompt": [{"role": "user", "content": said(0, seed)}]} for seed in range(arguments.conversations)]
     return trl.GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),

@@ -20,6 +20,9 @@ from lightning_iterppo.generation.prompts import PromptQueue, continued_rows
 from lightning_iterppo.generation.sampling import Sampling, sample_tokens
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
 
+# Tokens that are read sooner than a pass by itself is begun.
+_FEW = 32
+
 
 @contextmanager
 def speaking(model: LanguageModel, variant: str = POLICY) -> Iterator[None]:
@@ -133,7 +136,8 @@ class LocalEngine:
         """
         known = [0 if row is None else len(self._texts[row]) for row in rows]
         if self._cache is None or all(row is None for row in rows):
-            return self._empty(len(prompts)), known
+            cache, shared = self._opened(prompts)
+            return cache, [shared] * len(prompts)
         free = set(range(self._cache.rows)).difference(row for row in rows if row is not None)
         # A prompt that begins anew may have any row; its own, if that is free, so that nothing has to move.
         places = [(place if place in free else 0) if row is None else row for place, row in enumerate(rows)]
@@ -145,13 +149,29 @@ class LocalEngine:
         long = [place for place in new if len(prompts[place]) > width]
         if long:
             beginnings = [prompts[place][:-width] for place in long]
-            other = self._empty(len(long))
-            self._read(other, beginnings)
+            other, shared = self._opened(beginnings)
+            self._read(other, [text[shared:] for text in beginnings])
             lengths = [len(text) for text in beginnings]
             cache.put(long, other, range(len(long)), lengths)
             for place, length in zip(long, lengths, strict=True):
                 known[place] = length
         return cache, known
+
+    def _opened(self, texts: Sequence[tuple[int, ...]]) -> tuple[SlotCache, int]:
+        """A cache with a row for each text, and how many first tokens, alike in all, are read already: once, for all.
+
+        At least one token of each is left.
+        """
+        # In sorted order the first and the last differ where any two do.
+        low, high = min(texts)[:-1], max(texts)[:-1]
+        shared = next(
+            (at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
+        )
+        if shared * (len(texts) - 1) < _FEW:
+            return self._empty(len(texts)), 0
+        cache = self._empty(1)
+        self._read(cache, [texts[0][:shared]])
+        return cache.take([0] * len(texts)), shared
 
     def _empty(self, rows: int) -> SlotCache:
         return SlotCache.empty(int(self.model.causal_lm.config.num_hidden_layers), rows, self.model.device)

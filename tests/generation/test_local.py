@@ -176,6 +176,28 @@ def test_new_conversations_join_those_that_are_kept(make_language_model: Make) -
         assert [tuple(shape) for shape in read[:2]] == [(places.count(None), 8 - new), (len(places), new)]
 
 
+def test_what_all_new_conversations_begin_with_is_read_once(make_language_model: Make) -> None:
+    model = make_language_model()
+    engine, system = an_engine(model, keep=True), [3, *range(10, 30)]
+    read: list[tuple[int, ...]] = []
+    hook = model.trunk.register_forward_hook(
+        lambda module, given, kwargs, out: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    prompts = [[*system, 6 + row, 7] for row in range(4)]
+    responses = engine.generate(prompts, Sampling(max_new_tokens=1))
+    assert read == [(1, 21), (4, 2)]
+    read.clear()
+    later = [[*prompts[0], *responses[0].token_ids, 3], *[[*system, 16 + row, 7] for row in range(3)]]
+    others = engine.generate(later, Sampling(max_new_tokens=1))
+    assert read == [(1, 20), (3, 1), (4, 2)]  # the last tokens of the new ones come with what the kept one has new
+    read.clear()
+    engine.generate([[9, 8], [9, 8], [9, 8]], Sampling(max_new_tokens=1))
+    assert read == [(3, 2)]  # nothing to gain
+    hook.remove()
+    check(model, prompts, responses)
+    check(model, later, others)
+
+
 def test_a_row_that_ended_is_the_next_prompts(make_language_model: Make) -> None:
     model = eager_to_end(make_language_model())
     prompts = [[3, 6, 7 + conversation, *range(8, 8 + state)] for conversation in range(12) for state in range(3)]
