@@ -128,7 +128,7 @@ def collect(
     make_customer: Callable[[], Customer],
     seeds: Sequence[int],
     *,
-    engine: Callable[[], Engine],
+    engine: Engine,
     renderer: ChatRenderer,
     sampling: Sampling,
     policy_version: str,
@@ -137,32 +137,39 @@ def collect(
     events: bool = True,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Conversation]:
-    """One conversation for each seed.
+    """One conversation for each seed, in their order. As soon as one ends, the next begins in its place.
 
     Args:
         make_customer: makes a customer; one object a conversation.
         seeds: the customers' seeds.
-        engine: makes an engine for a batch of conversations, which may keep what it computed from turn to turn.
+        engine: says the policy's part; it may keep what it computed from turn to turn.
         renderer: the model's chat template.
         sampling: how suggestions are sampled.
         policy_version: written into every suggestion.
         prefix: conversations are named ``prefix-SEED``.
         batch: conversations side by side.
         events: whether outcomes are of events, so that the rewards of a conversation add up to 0 to 1; else amounts.
-        on_progress: called with the number of finished conversations after every turn of a batch.
+        on_progress: called with the number of finished conversations after every turn.
 
     Raises:
         CustomerError: a customer broke its protocol, with its class and seed.
     """
-    finished: list[Conversation] = []
-    for start in range(0, len(seeds), batch):
-        talks = [_Talk(make_customer(), seed, renderer, events=events) for seed in seeds[start : start + batch]]
-        speaker = engine()
-        while active := [talk for talk in talks if not talk.done]:
-            responses = speaker.generate([talk.prompt for talk in active], sampling)
-            for talk, response in zip(active, responses, strict=True):
-                talk.answer(response, policy_version)
-            if on_progress is not None:
-                on_progress(len(finished) + sum(talk.done for talk in talks))
-        finished += [talk.conversation(f"{prefix}-{talk.seed}", policy_version) for talk in talks]
-    return finished
+    waiting = list(enumerate(seeds))[::-1]  # the next is the last
+    found: dict[int, Conversation] = {}
+    slots: list[tuple[int, _Talk] | None] = [None] * min(batch, len(seeds))
+    while True:
+        for slot, taken in enumerate(slots):
+            if taken is None and waiting:
+                place, seed = waiting.pop()
+                slots[slot] = place, _Talk(make_customer(), seed, renderer, events=events)
+        active = [(slot, *taken) for slot, taken in enumerate(slots) if taken is not None]
+        if not active:
+            return [found[place] for place in range(len(seeds))]
+        responses = engine.generate([talk.prompt for _, _, talk in active], sampling)
+        for (slot, place, talk), response in zip(active, responses, strict=True):
+            talk.answer(response, policy_version)
+            if talk.done:
+                found[place] = talk.conversation(f"{prefix}-{talk.seed}", policy_version)
+                slots[slot] = None
+        if on_progress is not None:
+            on_progress(len(found))

@@ -239,8 +239,8 @@ class LoopConfig:
     held_out_conversations: int = 0
     # Measure the outcome rate after every n-th iteration too, for callbacks that watch it; 0 only before and after.
     evaluate_every: int = 0
-    # Conversations talked side by side. Higher is faster until memory or cores run out. Another number
-    # draws other conversations, as another seed does.
+    # Conversations talked side by side: as one ends, the next begins. Higher is faster until memory or cores run out.
+    # Another number draws other conversations, as another seed does.
     batch: int = 32
 
 

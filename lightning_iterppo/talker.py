@@ -7,8 +7,7 @@ from collections.abc import Callable
 from lightning_iterppo.collection import collect
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.customers import Customer
-from lightning_iterppo.generation.engine import Engine
-from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.generation.local import LocalEngine, speaking
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.phase import PhaseTools
@@ -68,29 +67,24 @@ class Talker:
         """
         first = _first_seed(kind, self.tools.seed) + after
         own = range(first, first + count)[rank() :: world_size()]
-        batches = 0
 
         def progressed(done: int) -> None:
             self.tools.progress.done = min(done * world_size(), count)
             self.tools.moved()
 
-        def engine() -> Engine:
-            nonlocal batches
-            batches += 1
-            return self.engine(self.tools.seed_of(f"{prefix}-{batches - 1}-{rank()}"), keep=True)
-
-        found = collect(
-            customer,
-            own,
-            engine=engine,
-            renderer=self.renderer,
-            sampling=self.settings.sampling,
-            policy_version=version,
-            prefix=prefix,
-            batch=self.settings.batch,
-            events=self.events,
-            on_progress=progressed,
-        )
+        with speaking(self.model):
+            found = collect(
+                customer,
+                own,
+                engine=self.engine(self.tools.seed_of(f"{prefix}-0-{rank()}"), keep=True),
+                renderer=self.renderer,
+                sampling=self.settings.sampling,
+                policy_version=version,
+                prefix=prefix,
+                batch=self.settings.batch,
+                events=self.events,
+                on_progress=progressed,
+            )
         gathered: list[Conversation] = gather_lists(found)
         return sorted(gathered, key=lambda conversation: conversation.seed or 0)
 

@@ -61,7 +61,7 @@ def talk(renderer: ChatRenderer, engine: Any, customer: Any, seeds: Sequence[int
     return collect(
         customer,
         seeds,
-        engine=lambda: engine,
+        engine=engine,
         renderer=renderer,
         sampling=Sampling(),
         policy_version="iteration-004",
@@ -112,29 +112,19 @@ def test_the_next_prompt_is_the_last_one_its_response_and_the_customer(renderer:
     assert [rendered.tree.path(state) for state in rendered.states] == prompts
 
 
-def test_conversations_run_side_by_side_in_batches(renderer: ChatRenderer) -> None:
-    engines: list[Parrot] = []
+def test_a_conversation_that_ends_makes_room_for_the_next(renderer: ChatRenderer) -> None:
+    engine = Parrot(renderer)
     progress: list[int] = []
-
-    def engine() -> Parrot:
-        engines.append(Parrot(renderer))
-        return engines[-1]
-
-    found = collect(
-        Counting,
-        [3, 1, 2, 1, 2],
-        engine=engine,
-        renderer=renderer,
-        sampling=Sampling(),
-        policy_version="v",
-        prefix="p",
-        batch=3,
-        on_progress=progress.append,
-    )
+    found = talk(renderer, engine, Counting, [3, 1, 2, 1, 2], batch=3, on_progress=progress.append)
     assert [conversation.seed for conversation in found] == [3, 1, 2, 1, 2]
-    # An engine a batch, and who has finished is not asked any more.
-    assert [[len(asked) for asked in each.asked] for each in engines] == [[3, 2, 1], [2, 1]]
-    assert progress == [1, 2, 3, 4, 5]
+    assert [len(conversation.turns) for conversation in found] == [3, 1, 2, 1, 2]
+    # The batch is full while there are seeds, and who has finished is not asked any more.
+    assert [len(asked) for asked in engine.asked] == [3, 3, 2, 1]
+    assert progress == [1, 3, 4, 5]
+    # The others stay in their places, so that an engine that keeps them has nothing to move.
+    first, second = engine.asked[:2]
+    assert [prompt[: len(before)] == before for before, prompt in zip(first, second, strict=True)] == [True] * 3
+    assert [len(prompt) > len(before) for before, prompt in zip(first, second, strict=True)] == [True, False, True]
 
 
 def test_a_template_that_rewrites_the_past_gets_whole_prompts() -> None:
@@ -164,6 +154,26 @@ def test_a_kept_engine_speaks_as_the_model_would(make_language_model: Callable[.
     assert len(logged) == 9
     for row, expected in zip(logprobs, logged, strict=True):
         assert row[: len(expected)].tolist() == pytest.approx(list(expected), abs=1e-5)
+
+
+def test_a_kept_engine_holds_no_more_than_the_conversations_that_go_on(
+    make_language_model: Callable[..., LanguageModel],
+) -> None:
+    model = make_language_model()
+    renderer = ChatRenderer(model.tokenizer)
+    engine = LocalEngine(model, stop_token_id=renderer.stop_token_id, seed=0, keep=True)
+    attended: list[tuple[int, int]] = []
+    model.trunk.register_forward_hook(
+        lambda module, given, kwargs, out: attended.append(
+            (kwargs["attention_mask"].shape[0], kwargs["attention_mask"].shape[-1])
+        ),
+        with_kwargs=True,
+    )
+    found = talk(renderer, engine, Counting, [1 + seed % 5 for seed in range(200)], batch=8)
+    lengths = [len(renderer.render(conversation).tree) for conversation in found]
+    assert len(found) == 200 and max(lengths) < 200
+    assert max(rows for rows, _ in attended) == 8
+    assert max(slots for _, slots in attended) <= max(lengths) + 8  # and what fills up the reading of the newest text
 
 
 # -- a person before the customer ------------------------------------------------------------------------------------

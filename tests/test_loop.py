@@ -477,12 +477,21 @@ def test_fresh_responses_may_count_as_much_as_q_explains(make_loop: Make) -> Non
         def on_improve_end(self, loop: IterativePPOLoop) -> None:
             seen.append((loop.critic.figures["explained_variance"], loop.policy.fresh_weight))
 
+    class LikesTalk:
+        """Buys from whoever says anything, as an untrained model does half the time: Q has something to explain."""
+
+        def reset(self, seed: int) -> str:
+            return ("red ?", "blue ?")[seed % 2]
+
+        def reply(self, history: list[Message]) -> CustomerReply:
+            return CustomerReply("yes", reward=float(len(history[-1].content) > 0), done=True)
+
     settings = {"fresh_weight": None, "logged_reward": "return", "iterations": 1, "evaluation_conversations": 0}
-    settings = {**settings, "conversations": 80}  # of which enough are held out to differ
-    make_loop(settings=settings, callbacks=[Looks()]).run()
+    settings = {**settings, "conversations": 80}
+    make_loop(settings=settings, customer=LikesTalk, callbacks=[Looks()]).run()
     ((explained, weight),) = seen
     assert explained is not None and weight == max(0.0, explained) < 1
-    fixed = make_loop(settings={**settings, "fresh_weight": 0.3}, callbacks=[Looks()])
+    fixed = make_loop(settings={**settings, "fresh_weight": 0.3}, customer=LikesTalk, callbacks=[Looks()])
     fixed.run()
     assert fixed.policy.fresh_weight == 0.3
 

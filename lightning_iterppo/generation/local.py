@@ -2,20 +2,42 @@
 
 It computes no token's keys and values twice. Prompts that begin alike in one call (the states of one conversation, or
 one state asked for several responses) are read once; with ``keep=True`` the rows of the last call stay, so that the
-next turn of a conversation only reads what is new. Responses that ended leave the batch.
+next turn of a conversation only reads what is new. A row whose response ended is given to the next prompt, and leaves
+the batch when there is none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from lightning_iterppo.generation.cache import SlotCache
 from lightning_iterppo.generation.engine import Response
+from lightning_iterppo.generation.prompts import PromptQueue, continued_rows
 from lightning_iterppo.generation.sampling import Sampling, sample_tokens
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
+
+# Tokens that are read sooner than a pass by itself is begun.
+_FEW = 32
+
+
+@contextmanager
+def speaking(model: LanguageModel, variant: str = POLICY) -> Iterator[None]:
+    """The model as it speaks: without dropout, a variant in use and its adapter folded in.
+
+    An engine does it for every call; whoever makes many short calls does it once around all of them. The weights of the
+    variant must not change within it.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with model.using(variant), model.folded():
+            yield
+    finally:
+        model.train(training)
 
 
 class LocalEngine:
@@ -29,6 +51,8 @@ class LocalEngine:
         keep: keep the keys and values of the last call for prompts that go on from it. The weights must not change
             between two such calls.
         variant: which variant samples.
+        grouped: attend without copies of keys and values that several heads share; False leaves it to transformers, for
+            comparison.
         on_step: called with the number of tokens of each decoding step, for a progress display.
     """
 
@@ -41,6 +65,7 @@ class LocalEngine:
         rows: int = 64,
         keep: bool = False,
         variant: str = POLICY,
+        grouped: bool = True,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
         self.model = model
@@ -48,6 +73,7 @@ class LocalEngine:
         self.rows = rows
         self.keep = keep
         self.variant = variant
+        self.grouped = grouped
         self.on_step = on_step
         self.generator = torch.Generator(device=model.device).manual_seed(seed)
         self._generated = 0
@@ -68,72 +94,98 @@ class LocalEngine:
         """
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("a prompt needs at least one token")
-        training = self.model.training
-        self.model.eval()
-        try:
-            with self.model.using(self.variant), self.model.folded():
-                return self._continue(prompts, sampling) if self.keep else self._fresh(prompts, sampling)
-        finally:
-            self.model.train(training)
+        with speaking(self.model, self.variant), self.model.grouped() if self.grouped else nullcontext():
+            keys = [tuple(prompt) for prompt in prompts]
+            return self._continue(keys, sampling) if self.keep else self._fresh(keys, sampling)
 
-    def _fresh(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
-        """Reads shared beginnings once, then decodes in batches of `rows`."""
-        keys = [tuple(prompt) for prompt in prompts]
-        longest, home = _longest_prompts(keys)
-        responses: dict[int, Response] = {}
-        # Prompts of one conversation stay together, so that few histories are held at a time.
-        order = sorted(range(len(keys)), key=lambda index: (home[index], len(keys[index])))
-        for start in range(0, len(order), self.rows):
-            chosen = order[start : start + self.rows]
-            needed = sorted({home[index] for index in chosen})
-            place = {row: i for i, row in enumerate(needed)}
-            cache = SlotCache.empty(self._layers, len(needed), self.model.device)
-            hidden = self._read(cache, [longest[row] for row in needed])
-            rows = torch.tensor([place[home[index]] for index in chosen], device=hidden.device)
-            lengths = torch.tensor([len(keys[index]) for index in chosen], device=hidden.device)
-            batch = cache.take(rows, lengths)
-            found, _ = self._decode(batch, hidden[rows, lengths - 1], sampling)
-            responses.update(zip(chosen, found, strict=True))
-        return [responses[index] for index in range(len(keys))]
+    def _fresh(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling) -> list[Response]:
+        """Decodes `rows` prompts side by side; a row that ended is the next prompt's."""
 
-    def _continue(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
-        """Goes on from the rows of the last call; rows that no prompt goes on from are dropped."""
-        keys = [tuple(prompt) for prompt in prompts]
-        rows = _continued_rows(keys, self._texts)
-        if self._cache is None or rows is None:
-            cache = SlotCache.empty(self._layers, len(keys), self.model.device)
-            known = [0] * len(keys)
-        else:
-            cache = self._cache
-            known = [len(self._texts[row]) for row in rows]
-            if rows != list(range(len(self._texts))):
-                cache = cache.take(torch.tensor(rows, device=self.model.device))
-        hidden = self._read(cache, [key[count:] for key, count in zip(keys, known, strict=True)])
-        last = torch.tensor(
-            [len(key) - count - 1 for key, count in zip(keys, known, strict=True)], device=hidden.device
-        )
-        found, cache = self._decode(cache, hidden[torch.arange(len(keys), device=hidden.device), last], sampling)
+        def read(texts: Sequence[tuple[int, ...]]) -> tuple[SlotCache, Tensor]:
+            cache = self._empty(len(texts))
+            return cache, self._read(cache, texts)
+
+        queue = PromptQueue(prompts, self.rows, read)
+        first = queue.take(self.rows)
+        if first is None:
+            return []
+        cache, hidden, owners = first.cache.take(first.rows, first.lengths), first.hidden, first.indexes
+        del first  # and with it what was read, once it is given out
+        responses, _ = self._decode(cache, hidden, owners, sampling, queue)
+        return [responses[index] for index in range(len(prompts))]
+
+    def _continue(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling) -> list[Response]:
+        """Goes on from the rows of the last call; rows that no prompt goes on from are given to others or dropped."""
+        if not prompts:
+            return []
+        rows = continued_rows(prompts, self._texts)
+        cache, known = self._arranged(prompts, rows)
+        hidden = self._read(cache, [prompt[count:] for prompt, count in zip(prompts, known, strict=True)])
+        last = [len(prompt) - count - 1 for prompt, count in zip(prompts, known, strict=True)]
+        everyone = list(range(len(prompts)))
+        found, cache = self._decode(cache, hidden[everyone, last], everyone, sampling)
         self._cache = cache
         # The last sampled token was never read: the next call begins with it.
-        self._texts = [key + response.token_ids[:-1] for key, response in zip(keys, found, strict=True)]
-        return found
+        self._texts = [prompt + found[row].token_ids[:-1] for row, prompt in enumerate(prompts)]
+        return [found[row] for row in everyone]
 
-    @property
-    def _layers(self) -> int:
-        return int(self.model.causal_lm.config.num_hidden_layers)
+    def _arranged(self, prompts: Sequence[tuple[int, ...]], rows: Sequence[int | None]) -> tuple[SlotCache, list[int]]:
+        """A cache with one row a prompt, and how many tokens of each it holds.
+
+        Prompts that begin anew are read up to the last few tokens, as many as the others have that are new.
+        """
+        known = [0 if row is None else len(self._texts[row]) for row in rows]
+        if self._cache is None or all(row is None for row in rows):
+            cache, shared = self._opened(prompts)
+            return cache, [shared] * len(prompts)
+        free = set(range(self._cache.rows)).difference(row for row in rows if row is not None)
+        # A prompt that begins anew may have any row; its own, if that is free, so that nothing has to move.
+        places = [(place if place in free else 0) if row is None else row for place, row in enumerate(rows)]
+        moved = places != list(range(self._cache.rows))
+        cache = self._cache.take(places) if moved else self._cache
+        new = [place for place, row in enumerate(rows) if row is None]
+        cache.clear(new)
+        width = max(len(prompts[i]) - known[i] for i, row in enumerate(rows) if row is not None)
+        long = [place for place in new if len(prompts[place]) > width]
+        if long:
+            beginnings = [prompts[place][:-width] for place in long]
+            other, shared = self._opened(beginnings)
+            self._read(other, [text[shared:] for text in beginnings])
+            lengths = [len(text) for text in beginnings]
+            cache.put(long, other, range(len(long)), lengths)
+            for place, length in zip(long, lengths, strict=True):
+                known[place] = length
+        return cache, known
+
+    def _opened(self, texts: Sequence[tuple[int, ...]]) -> tuple[SlotCache, int]:
+        """A cache with a row for each text, and how many first tokens, alike in all, are read already: once, for all.
+
+        At least one token of each is left.
+        """
+        # In sorted order the first and the last differ where any two do.
+        low, high = min(texts)[:-1], max(texts)[:-1]
+        shared = next(
+            (at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
+        )
+        if shared * (len(texts) - 1) < _FEW:
+            return self._empty(len(texts)), 0
+        cache = self._empty(1)
+        self._read(cache, [texts[0][:shared]])
+        return cache.take([0] * len(texts)), shared
+
+    def _empty(self, rows: int) -> SlotCache:
+        return SlotCache.empty(int(self.model.causal_lm.config.num_hidden_layers), rows, self.model.device)
 
     def _read(self, cache: SlotCache, texts: Sequence[Sequence[int]]) -> Tensor:
         """Appends texts to the rows and gives their hidden states, (rows, tokens, hidden)."""
-        width = max(len(text) for text in texts)
-        ids = torch.full((len(texts), width), self.stop_token_id, dtype=torch.long)
-        real = torch.zeros(len(texts), width, dtype=torch.bool)
+        counts = torch.tensor([len(text) for text in texts])
+        ids = torch.full((len(texts), int(counts.max())), self.stop_token_id, dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text, dtype=torch.long)
-            real[row, : len(text)] = True
-        return self._forward(cache, ids.to(self.model.device), real.to(self.model.device))
+        return self._forward(cache, ids.to(self.model.device), counts)
 
-    def _forward(self, cache: SlotCache, ids: Tensor, real: Tensor) -> Tensor:
-        positions, mask = cache.extend(real)
+    def _forward(self, cache: SlotCache, ids: Tensor, counts: Tensor) -> Tensor:
+        positions, mask = cache.extend(counts, ids.shape[1])
         output = self.model.trunk(
             input_ids=ids,
             position_ids=positions,
@@ -144,76 +196,72 @@ class LocalEngine:
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _decode(self, cache: SlotCache, hidden: Tensor, sampling: Sampling) -> tuple[list[Response], SlotCache]:
-        """Samples until every row ended. ``hidden`` (rows, hidden) predicts each row's first token."""
-        rows = hidden.shape[0]
-        tokens: list[list[int]] = [[] for _ in range(rows)]
-        logprobs: list[list[float]] = [[] for _ in range(rows)]
-        whole, since = cache, cache.slots
-        active = torch.arange(rows)  # which row of the whole each row of the running batch is
-        running = torch.ones(rows, dtype=torch.bool)  # of the running batch: not ended yet
-        for step in range(sampling.max_new_tokens):
+    def _decode(
+        self,
+        cache: SlotCache,
+        hidden: Tensor,
+        owners: list[int],
+        sampling: Sampling,
+        queue: PromptQueue | None = None,
+    ) -> tuple[dict[int, Response], SlotCache]:
+        """Samples until every row ended.
+
+        Args:
+            cache: holds the prompts.
+            hidden: (rows, hidden), predicts each row's first token.
+            owners: whose response each row's is; without a queue the row's own number.
+            sampling: how.
+            queue: prompts for the rows that end.
+
+        Returns:
+            The responses by their owners; without a queue the cache of all rows with the responses.
+        """
+        tokens: dict[int, list[int]] = {owner: [] for owner in owners}
+        logprobs: dict[int, list[float]] = {owner: [] for owner in owners}
+        whole = cache
+        running = [True] * len(owners)
+        while True:
             drawn, drawn_logprobs = sample_tokens(self.model.logits(hidden), sampling, self.generator)
             drawn_list, logprob_list = drawn.tolist(), drawn_logprobs.tolist()
-            alive = running.tolist()
-            for place, row in enumerate(active.tolist()):
-                if alive[place]:
-                    tokens[row].append(drawn_list[place])
-                    logprobs[row].append(logprob_list[place])
-            self._generated += sum(alive)
+            alive = [row for row, runs in enumerate(running) if runs]
+            for row in alive:
+                own = tokens[owners[row]]
+                own.append(drawn_list[row])
+                logprobs[owners[row]].append(logprob_list[row])
+                running[row] = own[-1] != self.stop_token_id and len(own) < sampling.max_new_tokens
+            self._generated += len(alive)
             if self.on_step is not None:
-                self.on_step(sum(alive))
-            running = running & (drawn.cpu() != self.stop_token_id)
-            if not running.any() or step + 1 == sampling.max_new_tokens:
-                break
-            if int(running.sum()) <= len(running) // 2:
-                kept = running.nonzero().squeeze(1)
-                smaller = cache.take(kept.to(hidden.device))
-                whole, since = self._merge(whole, cache, active, since, keep_parent=self.keep)
-                cache, active, drawn = smaller, active[kept], drawn[kept.to(drawn.device)]
-                running = running[kept]
-            hidden = self._forward(cache, drawn[:, None], running[:, None].to(drawn.device))[:, 0]
-        if self.keep:
-            whole, _ = self._merge(whole, cache, active, since, keep_parent=True)
-        return [
-            Response(tuple(ids), tuple(values), ids[-1] == self.stop_token_id)
-            for ids, values in zip(tokens, logprobs, strict=True)
-        ], whole
+                self.on_step(len(alive))
+            ended = [row for row, runs in enumerate(running) if not runs]
+            admitted = queue.take(len(ended)) if queue is not None and ended else None
+            if admitted is None:
+                if len(ended) == len(running):
+                    break
+                if len(ended) >= len(running) / 2:
+                    kept = [row for row, runs in enumerate(running) if runs]
+                    smaller = cache.take(kept)
+                    self._put_back(whole, cache, owners, ended)
+                    cache, owners, drawn = smaller, [owners[row] for row in kept], drawn[kept]
+                    running = [True] * len(kept)
+            if any(running):
+                hidden = self._forward(cache, drawn[:, None], torch.tensor(running).long())[:, 0]
+            if admitted is not None:
+                rows = ended[: len(admitted.indexes)]
+                cache.put(rows, admitted.cache, admitted.rows, admitted.lengths)
+                hidden[rows] = admitted.hidden
+                for row, owner in zip(rows, admitted.indexes, strict=True):
+                    owners[row], running[row] = owner, True
+                    tokens[owner], logprobs[owner] = [], []
+                admitted = None
+        self._put_back(whole, cache, owners, range(cache.rows))
+        return {
+            owner: Response(tuple(ids), tuple(logprobs[owner]), ids[-1] == self.stop_token_id)
+            for owner, ids in tokens.items()
+        }, whole
 
-    @staticmethod
-    def _merge(
-        whole: SlotCache, part: SlotCache, active: Tensor, since: int, *, keep_parent: bool
-    ) -> tuple[SlotCache, int]:
-        """Writes what a smaller batch added back into the whole, when the whole is wanted later."""
-        if keep_parent and part is not whole:
-            whole.put_back(part, active.to(whole.real.device), since)
-        return whole, part.slots
-
-
-def _longest_prompts(keys: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The prompts that no other prompt goes on from, and for each prompt which of those begins with it."""
-    order = sorted(range(len(keys)), key=lambda index: keys[index])
-    longest: list[tuple[int, ...]] = []
-    home = [0] * len(keys)
-    # In sorted order everything that begins with a prompt comes right after it: walk backwards.
-    for index in reversed(order):
-        if not longest or longest[-1][: len(keys[index])] != keys[index]:
-            longest.append(keys[index])
-        home[index] = len(longest) - 1
-    return longest, home
-
-
-def _continued_rows(keys: Sequence[tuple[int, ...]], texts: Sequence[tuple[int, ...]]) -> list[int] | None:
-    """Which kept row each prompt goes on from; None unless every prompt goes on from one.
-
-    Conversations that are equal so far go on from the same row, which is as good as their own.
-    """
-    known = {text: row for row, text in enumerate(texts)}
-    lengths = sorted({len(text) for text in texts}, reverse=True)
-    rows: list[int] = []
-    for key in keys:
-        row = next((known[key[:n]] for n in lengths if n < len(key) and key[:n] in known), None)
-        if row is None:
-            return None
-        rows.append(row)
-    return rows
+    def _put_back(self, whole: SlotCache, part: SlotCache, owners: Sequence[int], rows: Sequence[int]) -> None:
+        """Writes what rows of a smaller batch added back into the whole, when the whole is wanted later."""
+        if self.keep and part is not whole:
+            places = [owners[row] for row in rows]
+            since = int(whole.lengths[places].min())
+            whole.put(places, part, rows, part.lengths[list(rows)].tolist(), since)

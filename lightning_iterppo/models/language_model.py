@@ -22,11 +22,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lightning_iterppo.models.attention import GROUPED, grouped
 from lightning_iterppo.models.backbones import Backbone, load_backbone
 from lightning_iterppo.models.folding import Folding
 from lightning_iterppo.models.linear import use_few_rows
 from lightning_iterppo.models.logprobs import response_logprobs
 from lightning_iterppo.models.scratch import ScratchConfig
+from lightning_iterppo.models.stacks import PLAIN_STACKS, layer_span
 from lightning_iterppo.models.tree import TreeBatch
 
 POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
@@ -54,23 +56,6 @@ class Adaptation:
     dropout: float = 0.0
     top_layers: int | None = None
     fold: bool = True
-
-
-# Models that are an embedding, equal layers one after another, and a norm: these can be run in two parts.
-PLAIN_STACKS = ("llama", "mistral", "qwen2", "qwen3")
-
-
-@contextmanager
-def layer_span(trunk: nn.Module, start: int, stop: int | None) -> Iterator[None]:
-    """The trunk with some of its layers only; without its final norm when it stops before the end."""
-    layers, norm = trunk.layers, trunk.norm
-    trunk.layers = cast(nn.ModuleList, layers)[start:stop]
-    if stop is not None:
-        trunk.norm = nn.Identity()
-    try:
-        yield
-    finally:
-        trunk.layers, trunk.norm = layers, norm
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:
@@ -277,6 +262,11 @@ class LanguageModel(nn.Module):
         """
         return nullcontext() if self._folding is None else self._folding.folded(self.active)
 
+    def grouped(self) -> AbstractContextManager[None]:
+        """Within it, passes with a mask share keys and values between the heads of a group without copies of them."""
+        config = self.causal_lm.config
+        return grouped(config) if config.model_type in PLAIN_STACKS else nullcontext()
+
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Last hidden states of every token under the active variant, (rows, tokens, hidden).
 
@@ -309,7 +299,7 @@ class LanguageModel(nn.Module):
 
         The fused attention takes it as it is, whatever the precision; the plain one adds 0 or the least number.
         """
-        if self.causal_lm.config._attn_implementation == "sdpa":
+        if self.causal_lm.config._attn_implementation in ("sdpa", GROUPED):
             return mask
         dtype = self.head_weight.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

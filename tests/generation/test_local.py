@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lightning_iterppo.generation.engine import Response
-from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.generation.local import LocalEngine, speaking
 from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.models import folding
 from lightning_iterppo.models.language_model import LanguageModel
 
 Make = Callable[..., LanguageModel]
@@ -148,6 +149,97 @@ def test_a_kept_turn_reads_only_what_is_new(make_language_model: Make) -> None:
     assert read == [3]  # the last sampled token, which was never read, and the two new ones
 
 
+def test_new_conversations_join_those_that_are_kept(make_language_model: Make) -> None:
+    """Nothing that is kept is read again, whether or not rows have to move."""
+    model = eager_to_end(make_language_model())
+    engine, sampling = an_engine(model, keep=True), Sampling(max_new_tokens=6)
+    prompts = [[3, 6, 7, 8, 9, 10], [3, 10], [4, 6, 6, 6, 6, 6, 6, 6]]
+    responses = engine.generate(prompts, sampling)
+    read: list[Any] = []
+    model.trunk.register_forward_hook(
+        lambda module, given, kwargs, out: read.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    # In the place of one that ended; beside all; and in other places, with one conversation that is gone.
+    for places in ([0, None, 2], [0, 1, 2, None, None], [None, 4, 0, 2], [None, None, 1]):
+        following = [
+            [3, 11, 12, 13, 14 + turn, 15, 16, 17]
+            if place is None
+            else [*prompts[place], *responses[place].token_ids, *([] if responses[place].finished else [STOP]), 3, 9]
+            for turn, place in enumerate(places)
+        ]
+        read.clear()
+        known = [0 if place is None else len(prompts[place]) + len(responses[place].token_ids) - 1 for place in places]
+        prompts, responses = following, engine.generate(following, sampling)
+        check(model, prompts, responses)
+        new = max(len(prompt) - count for prompt, count in zip(prompts, known, strict=True) if count)
+        # First the beginnings of the new ones by themselves, then as much of everybody as the others have that is new.
+        assert [tuple(shape) for shape in read[:2]] == [(places.count(None), 8 - new), (len(places), new)]
+
+
+def test_what_all_new_conversations_begin_with_is_read_once(make_language_model: Make) -> None:
+    model = make_language_model()
+    engine, system = an_engine(model, keep=True), [3, *range(10, 30)]
+    read: list[tuple[int, ...]] = []
+    hook = model.trunk.register_forward_hook(
+        lambda module, given, kwargs, out: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    prompts = [[*system, 6 + row, 7] for row in range(4)]
+    responses = engine.generate(prompts, Sampling(max_new_tokens=1))
+    assert read == [(1, 21), (4, 2)]
+    read.clear()
+    later = [[*prompts[0], *responses[0].token_ids, 3], *[[*system, 16 + row, 7] for row in range(3)]]
+    others = engine.generate(later, Sampling(max_new_tokens=1))
+    assert read == [(1, 20), (3, 1), (4, 2)]  # the last tokens of the new ones come with what the kept one has new
+    read.clear()
+    engine.generate([[9, 8], [9, 8], [9, 8]], Sampling(max_new_tokens=1))
+    assert read == [(3, 2)]  # nothing to gain
+    hook.remove()
+    check(model, prompts, responses)
+    check(model, later, others)
+
+
+def test_a_row_that_ended_is_the_next_prompts(make_language_model: Make) -> None:
+    model = eager_to_end(make_language_model())
+    prompts = [[3, 6, 7 + conversation, *range(8, 8 + state)] for conversation in range(12) for state in range(3)]
+    widths, read = [], 0
+
+    def count(module: Any, given: Any, kwargs: Any, out: Any) -> None:
+        nonlocal read
+        ids = kwargs["input_ids"]
+        if ids.shape[1] > 1:
+            read += int((ids != STOP).sum())
+        else:
+            widths.append(len(ids))
+
+    hook = model.trunk.register_forward_hook(count, with_kwargs=True)
+    engine = an_engine(model, rows=8)
+    responses = engine.generate(prompts, Sampling(max_new_tokens=24))
+    hook.remove()
+    check(model, prompts, responses)
+    assert read == 12 * 5  # the longest prompt of each conversation, once
+    full = widths.count(8)  # until the prompts run out
+    assert widths == [8] * full + sorted(widths[full:], reverse=True)
+    assert engine.generated_tokens < 36 * 24 / 2  # rows end at all sorts of times,
+    assert sum(widths) < engine.generated_tokens + 4 * 24  # and hardly a step of one is for nothing
+
+
+def test_positions_stay_within_the_texts(make_language_model: Make) -> None:
+    """Some models have a table of positions, and none for what only fills up."""
+    model = make_language_model()
+    highest: list[int] = []
+    model.trunk.register_forward_hook(
+        lambda module, given, kwargs, out: highest.append(int(kwargs["position_ids"].max())), with_kwargs=True
+    )
+    engine = an_engine(model, keep=True)
+    prompts = [[3] * 20, [3, 6]]
+    longest = 0
+    for _ in range(3):
+        responses = engine.generate(prompts, Sampling(max_new_tokens=2))
+        longest = max(longest, *(len(p) + len(r.token_ids) - 1 for p, r in zip(prompts, responses, strict=True)))
+        assert max(highest) == longest - 1
+        prompts = [[*p, *r.token_ids, *[7] * new] for p, r, new in zip(prompts, responses, [1, 30], strict=True)]
+
+
 def test_equal_conversations_are_kept_too(make_language_model: Make) -> None:
     model = make_language_model()
     greedy = Sampling(temperature=0.0, max_new_tokens=2)
@@ -255,6 +347,24 @@ def test_the_mode_of_the_model_is_as_before(make_language_model: Make) -> None:
         model.train(training)
         an_engine(model).generate([[3]], Sampling(max_new_tokens=1))
         assert model.training is training
+
+
+def test_around_many_calls_the_adapter_is_folded_once(make_language_model: Make, monkeypatch: Any) -> None:
+    model = make_language_model("lora", dropout=0.1)
+    model.train()
+    folded: list[str] = []
+    fold = folding._fold
+    monkeypatch.setattr(folding, "_fold", lambda layer, name: folded.append(name) or fold(layer, name))
+    engine, sampling = an_engine(model, keep=True), Sampling(max_new_tokens=2)
+    with speaking(model):
+        once = len(folded)
+        responses = [engine.generate(PROMPTS, sampling) for _ in range(2)]
+        assert len(folded) == once > 0
+        check(model, PROMPTS, responses[1])
+    assert model.training
+    again = an_engine(model, keep=True)
+    assert [again.generate(PROMPTS, sampling) for _ in range(2)] == responses
+    assert len(folded) == 3 * once
 
 
 def test_an_empty_prompt(make_language_model: Make) -> None:

@@ -1,0 +1,75 @@
+"""The speed benchmark's conversations: both engines are asked the same and say as much."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from lightning_iterppo.collection import collect
+from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.models.backbones import Backbone
+from lightning_iterppo.models.language_model import LanguageModel
+from lightning_iterppo.models.rendering import ChatRenderer
+
+HERE = Path(__file__).resolve().parents[1] / "benchmarks" / "speed"
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Its modules import one another as a script's do, by names that other benchmarks may have too."""
+    monkeypatch.syspath_prepend(HERE)
+    yield importlib.import_module("collect")
+    for name in ("collect", "customer"):
+        sys.modules.pop(name)
+
+
+def test_both_engines_have_the_same_conversations(
+    speed: ModuleType, make_language_model: Callable[..., LanguageModel]
+) -> None:
+    model = make_language_model()
+    renderer = ChatRenderer(model.tokenizer)
+
+    def never_stop(module: object, given: object, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(-1, torch.tensor([renderer.stop_token_id]), float("-inf"))
+
+    model.causal_lm.get_output_embeddings().register_forward_hook(never_stop)
+    plain = speed.PlainEngine(Backbone(model.causal_lm, model.tokenizer, "scratch", None))
+    local = LocalEngine(model, stop_token_id=renderer.stop_token_id, seed=0, keep=True)
+    lengths = []
+    for engine in (speed.Watched(local), speed.Watched(plain)):
+        found = collect(
+            lambda: speed.Scripted(3, short=True),
+            range(2),
+            engine=engine,
+            renderer=renderer,
+            sampling=Sampling(max_new_tokens=4),
+            policy_version="v",
+            prefix="p",
+        )
+        assert [[turn.customer for turn in conversation.turns] for conversation in found] == [
+            [speed.said(0, short=True)] * 3
+        ] * 2
+        assert engine.generated_tokens == 2 * 3 * 4 and len(engine.seconds) == 3
+        lengths.append([[len(prompt) for prompt in asked] for asked in engine.prompts])
+    assert lengths[0] == lengths[1]
+
+
+def test_pairs_take_turns_and_the_first_does_not_count(speed: ModuleType) -> None:
+    order: list[str] = []
+
+    def side(name: str, seconds: float) -> Callable[[], dict[str, float]]:
+        return lambda: order.append(name) or {"seconds": seconds, "sampled": 8, "engine": 0}
+
+    found = speed.in_pairs({"ours": side("ours", 2.0), "theirs": side("theirs", 5.0)}, 2, 8)
+    assert order == ["theirs", "ours", "ours", "theirs", "theirs", "ours"]
+    assert found["times_as_fast"] == {"median": 2.5, "least": 2.5, "most": 2.5}
+    assert found["conversations_per_second"] == {"ours": 4.0, "theirs": 1.6}
+    assert found["runs"]["ours"] == [{"seconds": 2.0, "sampled": 8}] * 2
+    assert "4 | theirs 1.6 | 2.50 (2.50 to 2.50)" in speed.table({"collection": found})
