@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="a JSON file that update.py makes")
     parser.add_argument("--adaptation", choices=("lora", "full"), default="lora")
     parser.add_argument("--top-layers", type=int)
-    parser.add_argument("--bf16", action="store_true", help="frozen weights and activations in bfloat16")
+    parser.add_argument("--dtype", default="auto", help="of frozen weights; full fine-tuning is in float32")
+    parser.add_argument("--precision", default="32-true", help="the Trainer's")
     parser.add_argument("--plain", action="store_true", help="without the faster ways: for what each of them brings")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -65,7 +66,7 @@ def main() -> None:
         kind=arguments.adaptation, rank=work["rank"], alpha=2 * work["rank"], top_layers=arguments.top_layers,
         fold=not arguments.plain,
     )  # fmt: skip
-    model = LanguageModel.load(arguments.model, adaptation, dtype="bfloat16" if arguments.bf16 else "float32")
+    model = LanguageModel.load(arguments.model, adaptation, dtype=arguments.dtype)
     policy, critic = PPOPolicy(model, learning_rate=1e-5), QCritic(model)
     renderer = Prompts(model.tokenizer)
     states = conversations(work["prompts"])
@@ -102,9 +103,16 @@ def main() -> None:
         )
         data.round = 1  # not an improvement's first round, which saves the pass of the anchor
         trainer = pl.Trainer(
-            accelerator="cpu", max_epochs=1, accumulate_grad_batches=episodes // micro, logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
-        )  # fmt: skip
+            accelerator="cpu",
+            precision=arguments.precision,
+            max_epochs=1,
+            accumulate_grad_batches=episodes // micro,
+            gradient_clip_val=1.0,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(policy, data)
         stages.append(("", time.perf_counter()))
         return {

@@ -2,7 +2,8 @@
 
 ``benchmarks/speed/setup.sh`` makes TRL's environment first. ``python benchmarks/speed/update.py lora`` compares LoRA of
 rank 16 on all linear maps with this library's same, and with adapters on the top 10 and 4 of 30 layers; ``full``
-compares full fine-tuning. The sides make their updates in turn, in processes of their own.
+compares full fine-tuning, ``settings`` TRL with itself. The sides make their updates in turn, in processes of their
+own.
 """
 
 from __future__ import annotations
@@ -39,17 +40,32 @@ WORK: Final = {
 }
 #: Prompts there are: several updates' worth.
 PROMPTS: Final = 64
-#: The sides of each comparison: TRL's first.
+#: The sides of each comparison: TRL's first. It computes in float32 and without activation checkpointing, which is how
+#: it is fastest on a processor (``settings`` shows that); ours takes frozen weights in the type that suits the machine.
 SIDES: Final[dict[str, dict[str, list[str]]]] = {
     "lora": {
         "trl": ["side_trl.py", "--adaptation", "lora"],
-        "ours": ["side_ours.py", "--adaptation", "lora"],
-        "ours, top 10 layers": ["side_ours.py", "--adaptation", "lora", "--top-layers", "10"],
-        "ours, top 4 layers": ["side_ours.py", "--adaptation", "lora", "--top-layers", "4"],
+        "ours": ["side_ours.py"],
+        "ours, top 10 layers": ["side_ours.py", "--top-layers", "10"],
+        "ours, top 4 layers": ["side_ours.py", "--top-layers", "4"],
+        "ours, float32": ["side_ours.py", "--dtype", "float32"],
+        "ours, top 10 layers, float32": ["side_ours.py", "--dtype", "float32", "--top-layers", "10"],
+        "ours, top 4 layers, float32": ["side_ours.py", "--dtype", "float32", "--top-layers", "4"],
     },
     "full": {
         "trl": ["side_trl.py", "--adaptation", "full"],
         "ours": ["side_ours.py", "--adaptation", "full"],
+    },
+    "settings": {
+        "trl": ["side_trl.py", "--adaptation", "lora"],
+        "trl, bf16": ["side_trl.py", "--adaptation", "lora", "--bf16"],
+        "trl, its defaults": [
+            "side_trl.py",
+            "--adaptation",
+            "lora",
+            "--bf16",
+            "--checkpointing",
+        ],
     },
 }
 
