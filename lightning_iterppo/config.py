@@ -31,7 +31,7 @@ class ScratchConfig:
 
 @dataclass
 class AdaptationConfig:
-    """Which weights are trained. The choice is one word, ``model/adaptation=lora`` or ``full``."""
+    """Which weights are trained. The choice is one word, ``model/adaptation=lora``, ``lora-top`` or ``full``."""
 
     # `lora` trains small matrices beside frozen weights; `full` trains every weight and needs several times the memory.
     kind: str = "lora"

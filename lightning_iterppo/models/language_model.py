@@ -101,7 +101,9 @@ class LanguageModel(nn.Module):
         layers = int(model.config.num_hidden_layers)
         self.hidden_size = int(model.config.hidden_size)
         if adaptation.top_layers is not None and not 0 < adaptation.top_layers <= layers:
-            raise ValueError(f"top_layers is {adaptation.top_layers}, but the model has {layers} layers")
+            raise ValueError(
+                f"top_layers is {adaptation.top_layers}, but the model has {layers} layers; null adapts all"
+            )
         self.active = POLICY
         self._stored: dict[str, list[Tensor]] = {}
         if adaptation.kind == "lora":
