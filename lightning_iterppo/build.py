@@ -20,8 +20,9 @@ from lightning_iterppo.errors import ConfigError, CustomerError
 from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.loop import IterativePPOLoop
+from lightning_iterppo.models.adaptation import Adaptation, Computing
 from lightning_iterppo.models.backbones import load_backbone
-from lightning_iterppo.models.language_model import Adaptation, LanguageModel
+from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.policy import PPOPolicy
@@ -119,7 +120,9 @@ def load_language_model(config: Recipe) -> LanguageModel:
                 dropout=how.dropout,
                 top_layers=how.top_layers,
                 fold=how.fold,
+                keep_features=how.keep_features,
             ),
+            Computing(share_prefixes=section.share_prefixes, logits_once=section.logits_once),
         )
     except ValueError as error:
         raise ConfigError(f"model.adaptation: {error}") from error

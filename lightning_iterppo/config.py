@@ -45,6 +45,9 @@ class AdaptationConfig:
     top_layers: int | None = None
     # Compute with LoRA's matrices added into the weights, which gives the same and is faster; false for comparison.
     fold: bool = True
+    # Compute the layers below the adapted ones once for each row and keep the result: a hidden state a token. False is
+    # for comparison, and does without that memory.
+    keep_features: bool = True
 
 
 @dataclass
@@ -60,6 +63,10 @@ class ModelConfig:
     system: str | None = None
     # What id scratch is made of; no other one reads it.
     scratch: ScratchConfig | None = None
+    # Compute what the responses of a conversation have in common once; false gives each its own row, for comparison.
+    share_prefixes: bool = True
+    # Where the output embedding does not train, make logits once for forward and backward. False is for comparison.
+    logits_once: bool = True
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,66 +16,19 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from lightning_iterppo.models.adaptation import Adaptation, Computing, linear_names
 from lightning_iterppo.models.backbones import Backbone, load_backbone
 from lightning_iterppo.models.folding import Folding
 from lightning_iterppo.models.linear import use_few_rows
 from lightning_iterppo.models.logprobs import response_logprobs
+from lightning_iterppo.models.passes import PLAIN_STACKS, Passes
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.tree import TreeBatch
 
 POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
 VARIANTS = (POLICY, ANCHOR, REFERENCE, CRITIC)
-
-
-@dataclass(frozen=True, slots=True)
-class Adaptation:
-    """What is trained.
-
-    Args:
-        kind: ``lora`` trains small matrices beside frozen weights, ``full`` trains every weight.
-        rank: LoRA's rank; more can express more and costs more.
-        alpha: LoRA's scale is alpha / rank.
-        dropout: dropout before LoRA's matrices; any value above 0 makes PPO's ratio noisy.
-        top_layers: adapt only the last n layers; None adapts all. The layers below need no gradients, which is
-            where most of the training time goes.
-        fold: compute with the adapter added into the weights where that is exact, see `Folding`; False computes it
-            beside them, for comparison.
-    """
-
-    kind: Literal["lora", "full"] = "lora"
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    top_layers: int | None = None
-    fold: bool = True
-
-
-# Models that are an embedding, equal layers one after another, and a norm: these can be run in two parts.
-PLAIN_STACKS = ("llama", "mistral", "qwen2", "qwen3")
-
-
-@contextmanager
-def layer_span(trunk: nn.Module, start: int, stop: int | None) -> Iterator[None]:
-    """The trunk with some of its layers only; without its final norm when it stops before the end."""
-    layers, norm = trunk.layers, trunk.norm
-    trunk.layers = cast(nn.ModuleList, layers)[start:stop]
-    if stop is not None:
-        trunk.norm = nn.Identity()
-    try:
-        yield
-    finally:
-        trunk.layers, trunk.norm = layers, norm
-
-
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Names of the linear maps inside the layers (``q_proj``, ``down_proj``, …); the output embedding is not one."""
-    trunk = getattr(model, model.base_model_prefix)
-    return sorted({name.rpartition(".")[2] for name, m in trunk.named_modules() if isinstance(m, nn.Linear | Conv1D)})
 
 
 class LanguageModel(nn.Module):
@@ -85,14 +37,16 @@ class LanguageModel(nn.Module):
     Args:
         backbone: the model and its tokenizer.
         adaptation: LoRA or full fine-tuning.
+        computing: how its passes are computed.
 
     Raises:
         ValueError: more layers are to be adapted than there are.
     """
 
-    def __init__(self, backbone: Backbone, adaptation: Adaptation) -> None:
+    def __init__(self, backbone: Backbone, adaptation: Adaptation, computing: Computing | None = None) -> None:
         super().__init__()
         self.adaptation = adaptation
+        self.computing = computing or Computing()
         self.base_path = str(backbone.path or backbone.id)
         self.tokenizer = backbone.tokenizer
         self.pad_token_id = int(backbone.tokenizer.pad_token_id or 0)  # fills rows; it is masked everywhere
@@ -130,10 +84,9 @@ class LanguageModel(nn.Module):
             model.requires_grad_(True)
             self.model = model
         self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
-        # An object and not id(self), which a later model can have again.
-        self._owner = object()
         self._folding = Folding(self.model) if self.lora and adaptation.fold else None
-        self.keeps_features = self.frozen_layers > 0 and model.config.model_type in PLAIN_STACKS
+        kept = adaptation.keep_features and model.config.model_type in PLAIN_STACKS
+        self._passes = Passes(self.causal_lm, self.computing, frozen_layers=self.frozen_layers if kept else 0)
         self.activate(POLICY)
 
     @classmethod
@@ -142,6 +95,7 @@ class LanguageModel(nn.Module):
         id: str = "smollm2",
         adaptation: Adaptation | Literal["lora", "full"] = "lora",
         *,
+        computing: Computing | None = None,
         dtype: str = "auto",
         scratch: ScratchConfig | None = None,
         seed: int = 0,
@@ -151,6 +105,7 @@ class LanguageModel(nn.Module):
         Args:
             id: what `load_backbone` takes: ``smollm2``, a directory, an id of the Hub, or ``scratch``.
             adaptation: how, in one word or in full.
+            computing: how its passes are computed.
             dtype: of the frozen weights; full fine-tuning is always float32.
             scratch: what a scratch model is made of.
             seed: for a scratch model's weights. An adapter's come from torch's own generator.
@@ -165,7 +120,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f'adaptation must be "lora" or "full", found {how.kind!r}')
         # Trained weights are float32: loading them as anything else would round them first.
         wanted = "float32" if how.kind == "full" else dtype
-        return cls(load_backbone(id, dtype=wanted, scratch=scratch, seed=seed), how)
+        return cls(load_backbone(id, dtype=wanted, scratch=scratch, seed=seed), how, computing)
 
     @property
     def lora(self) -> bool:
@@ -189,6 +144,11 @@ class LanguageModel(nn.Module):
     def head_weight(self) -> Tensor:
         """The output embedding, (vocabulary, hidden)."""
         return cast(Tensor, self.causal_lm.get_output_embeddings().weight)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether what the layers below the adapted ones make of a tree is kept on it."""
+        return self._passes.frozen_layers > 0
 
     @property
     def device(self) -> torch.device:
@@ -286,35 +246,11 @@ class LanguageModel(nn.Module):
         computed once and kept on it, for all passes over it.
         """
         with self.folded():
-            return self._hidden(batch)
-
-    def _hidden(self, batch: TreeBatch) -> Tensor:
-        mask = None if batch.attention_mask is None else self.attention_mask(batch.attention_mask)
-        positions = {"position_ids": batch.position_ids, "attention_mask": mask, "use_cache": False}
-        if not self.keeps_features:
-            return cast(Tensor, self.trunk(input_ids=batch.input_ids, **positions).last_hidden_state)
-        known = [tree.features for tree in batch.trees]
-        width = batch.input_ids.shape[1]
-        if any(item is None or item[0] is not self._owner for item in known):
-            with torch.no_grad(), layer_span(self.trunk, 0, self.frozen_layers):
-                features = cast(Tensor, self.trunk(input_ids=batch.input_ids, **positions).last_hidden_state)
-            for row, tree in enumerate(batch.trees):
-                tree.features = (self._owner, features[row, : len(tree)].clone())
-        else:
-            features = pad_sequence([item[1] for item in known if item is not None], batch_first=True)
-            features = F.pad(features, (0, 0, 0, width - features.shape[1])).to(batch.input_ids.device)
-        with layer_span(self.trunk, self.frozen_layers, None):
-            return cast(Tensor, self.trunk(inputs_embeds=features, **positions).last_hidden_state)
+            return self._passes.hidden(batch)
 
     def attention_mask(self, mask: Tensor) -> Tensor:
-        """A mask (rows, 1, queries, keys), true where a query may look, in the form the attention in use takes.
-
-        The fused attention takes it as it is, whatever the precision; the plain one adds 0 or the least number.
-        """
-        if self.causal_lm.config._attn_implementation == "sdpa":
-            return mask
-        dtype = self.head_weight.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        """See `Passes.attention_mask`."""
+        return self._passes.attention_mask(mask)
 
     def response_logprobs(
         self, hidden: Tensor, batch: TreeBatch, *, entropy_gradient: bool = False
@@ -323,7 +259,8 @@ class LanguageModel(nn.Module):
         # `type` and not `isinstance`: a quantised map is a subclass that does not compute a product with its weight.
         head = self.causal_lm.get_output_embeddings()
         frozen = (
-            type(head) is nn.Linear
+            self.computing.logits_once
+            and type(head) is nn.Linear
             and getattr(head, "bias", None) is None
             and hidden.dtype == self.head_weight.dtype
             and type(self.head_weight.data) is Tensor  # whole, not a shard

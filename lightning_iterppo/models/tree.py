@@ -116,6 +116,40 @@ class TreeBatch:
         return self.action_positions.gather(1, last).squeeze(1)
 
 
+def own_rows(batch: TreeBatch) -> tuple[TreeBatch, Tensor, Tensor]:
+    """Every response of a batch in a row of its own, with all that came before it, and every other end of a branch.
+
+    Returns:
+        The rows, and which row and which position of it holds each token of the batch, both (rows, tokens); padding is
+        sent to the first token.
+    """
+    chains: list[TokenTree] = []
+    rows = np.zeros(tuple(batch.input_ids.shape), dtype=np.int64)
+    positions = np.zeros_like(rows)
+    for row, tree in enumerate(batch.trees):
+        starts = np.cumsum([0] + [len(segment.token_ids) for segment in tree.segments])
+        followed = {segment.parent for segment in tree.segments}
+        taken: set[int] = set()
+        for end, segment in enumerate(tree.segments):
+            if not segment.action and end in followed:
+                continue
+            line = [end]
+            while tree.segments[line[0]].parent != ROOT:
+                line.insert(0, tree.segments[line[0]].parent)
+            chain = TokenTree()
+            for number, index in enumerate(line):
+                first = len(chain)
+                chain.add(tree.segments[index].token_ids, number - 1, action=segment.action and index == end)
+                if index not in taken:
+                    taken.add(index)
+                    rows[row, starts[index] : starts[index + 1]] = len(chains)
+                    positions[row, starts[index] : starts[index + 1]] = np.arange(first, len(chain))
+            chains.append(chain)
+    device = batch.input_ids.device
+    found = collate_trees(chains, pad_token_id=0).to(device)  # what pads is nobody's
+    return found, torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device)
+
+
 def collate_trees(trees: Sequence[TokenTree], pad_token_id: int) -> TreeBatch:
     """One `TreeBatch` of several trees.
 

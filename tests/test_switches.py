@@ -1,0 +1,123 @@
+"""Every saving has one switch, and with it on the losses and gradients are those of the plain way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_iterppo.critic import QCritic
+from lightning_iterppo.data.samples import ScoredTree, collate_samples
+from lightning_iterppo.data.turns import TurnBatch
+from lightning_iterppo.models.adaptation import Computing
+from lightning_iterppo.models.language_model import LanguageModel
+from lightning_iterppo.models.tree import ROOT, TokenTree, TreeBatch, collate_trees
+from lightning_iterppo.policy import PPOPolicy
+from lightning_iterppo.warm_start import WarmStart
+
+# A training step outside a Trainer has nowhere to log to.
+pytestmark = pytest.mark.filterwarnings("ignore:.*self.trainer.*is not registered.*")
+Make = Callable[..., LanguageModel]
+Stir = Callable[..., None]
+Found = dict[str, tuple[Tensor, dict[str, Tensor]]]
+PLAIN = {"fold": False, "keep_features": False, "share_prefixes": False, "logits_once": False}
+
+
+def a_tree(first: int, turns: int) -> TokenTree:
+    """Some turns with three responses each, the first of which was sent; a person's own message ends it."""
+    tree = TokenTree()
+    state = tree.add([3, first, 7, 8], ROOT)
+    for turn in range(turns):
+        sent = tree.add([9 + turn, 10, 1], state, action=True)
+        tree.add([11], state, action=True)
+        tree.add([12, first + turn, 14, 1], state, action=True)
+        state = tree.add([3, 20 + turn], sent)
+    return tree
+
+
+def the_trees() -> list[TokenTree]:
+    return [a_tree(6, 1), a_tree(7, 3), a_tree(8, 2), a_tree(9, 2), a_tree(10, 1)]
+
+
+def make_model(make: Make, stir: Stir, **switches: Any) -> LanguageModel:
+    """A model of three layers of which one trains; the switches that are not named are off."""
+    found = {**PLAIN, **switches}
+    adaptation = {key: found.pop(key) for key in ("fold", "keep_features")}
+    model = make("lora", layers=3, top_layers=1, computing=Computing(**found), **adaptation)
+    stir(model, "policy")
+    model.copy("policy", "critic")
+    return model
+
+
+def scored(trees: list[TokenTree]) -> Iterator[ScoredTree]:
+    for tree in trees:
+        count = len(tree.actions)
+        yield ScoredTree(tree, [0.1 * (i % 7) for i in range(count)], [0.3] * count, [True] * count)
+
+
+def steps(model: LanguageModel, **arguments: Any) -> Found:
+    """Loss and gradients of a training step of every module."""
+    policy = PPOPolicy(model, kl_coefficient=0.1, entropy_coefficient=0.01, **arguments)
+    torch.nn.init.constant_(policy.value_head.linear.weight, 0.01)
+    critic = QCritic(model, heads=3, likelihood=True, **arguments)
+    torch.nn.init.constant_(critic.head.linear.weight, 0.01)
+    trees = the_trees()
+    found = {}
+    model.activate("policy")
+    prepared = policy.prepare(list(scored(trees)), rows=2)
+    for tensor in model.variant_tensors("policy").values():  # it has moved on from what sampled
+        tensor.mul_(1.1)
+    batch = collate_samples(prepared, pad_token_id=0)
+    turns = turn_batch(trees)
+    for name, module, given in (
+        ("policy", policy, batch),
+        ("critic", critic, turns),
+        ("warm start", WarmStart(model, **arguments), turns),
+    ):
+        module.setup("fit")
+        module.zero_grad()
+        loss = module.training_step(given, 0)
+        loss.backward()
+        gradients = {key: p.grad.clone() for key, p in module.named_parameters() if p.grad is not None}
+        found[name] = (loss.detach(), gradients)
+    return found
+
+
+def turn_batch(trees: list[TokenTree]) -> TurnBatch:
+    tree: TreeBatch = collate_trees(trees, pad_token_id=0)
+    count = len(tree.action_rows)
+    return TurnBatch(tree, torch.arange(count) % 2 * 1.0, torch.linspace(0.5, 1.0, count))
+
+
+def assert_same(found: Found, expected: Found) -> None:
+    for name, (loss, gradients) in expected.items():
+        torch.testing.assert_close(found[name][0], loss, atol=1e-5, rtol=0)
+        assert found[name][1].keys() == gradients.keys()
+        assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-3
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(found[name][1][key], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def plain(make_language_model: Make, stir: Stir) -> Found:
+    return steps(make_model(make_language_model, stir))
+
+
+@pytest.mark.parametrize("switches", [(name,) for name in PLAIN] + [tuple(PLAIN)], ids="+".join)
+def test_a_saving_changes_no_loss_and_no_gradient(
+    make_language_model: Make, stir: Stir, plain: Found, switches: tuple[str, ...]
+) -> None:
+    assert_same(steps(make_model(make_language_model, stir, **dict.fromkeys(switches, True))), plain)
+
+
+def test_without_shared_prefixes_every_response_has_its_own_row(make_language_model: Make, stir: Stir) -> None:
+    shapes: list[tuple[int, ...]] = []
+    for share in (True, False):
+        model = make_model(make_language_model, stir, share_prefixes=share)
+        model.trunk.embed_tokens.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))  # type: ignore[union-attr]
+        model.hidden(collate_trees([a_tree(6, 2)], pad_token_id=0))
+    # Of six responses; the customer's last word is one more end.
+    assert shapes == [(1, 24), (7, 14)]
