@@ -77,6 +77,7 @@ def build_parts(config: Recipe) -> Parts:
             warmup_steps=policy.warmup_steps,
             weight_decay=policy.weight_decay,
             adam_epsilon=policy.adam_epsilon,
+            micro_batch=config.trainer.micro_batch,
         ),
         critic=QCritic(
             model,
@@ -90,12 +91,14 @@ def build_parts(config: Recipe) -> Parts:
             heads=critic.heads,
             pessimism=critic.pessimism,
             likelihood=critic.likelihood,
+            micro_batch=config.trainer.micro_batch,
         ),
         warm_start=WarmStart(
             model,
             learning_rate=config.warm_start.learning_rate,
             warmup_steps=config.warm_start.warmup_steps,
             weight_decay=config.warm_start.weight_decay,
+            micro_batch=config.trainer.micro_batch,
         ),
         trainers=trainers,
     )

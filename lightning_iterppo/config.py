@@ -267,6 +267,9 @@ class TrainerConfig:
     gradient_clip_val: float | None = 1.0
     # Batches in one optimiser step. Higher acts like a larger batch in the same memory.
     accumulate_grad_batches: int = 1
+    # Conversations of a batch that are in memory at a time; what is learnt stays the same. Lower needs less memory, and
+    # computes all but the last of them twice. `auto` measures how many fit; null is the whole batch.
+    micro_batch: Any = None
     # Machines. More than one needs a launcher that starts a process on each.
     num_nodes: int = 1
     # Threads of the arithmetic on the processor. Null leaves it to torch; lower it to share a machine.

@@ -109,6 +109,26 @@ class TreeBatch:
         }
         return TreeBatch(**moved)
 
+    def rows(self, start: int, stop: int) -> TreeBatch:
+        """Some of the rows with their responses, as wide as all are."""
+        own = self.responses(start, stop)
+        return TreeBatch(
+            input_ids=self.input_ids[start:stop],
+            position_ids=self.position_ids[start:stop],
+            attention_mask=None if self.attention_mask is None else self.attention_mask[start:stop],
+            action_rows=self.action_rows[own] - start,
+            action_positions=self.action_positions[own],
+            predict_positions=self.predict_positions[own],
+            action_tokens=self.action_tokens[own],
+            action_mask=self.action_mask[own],
+            trees=self.trees[start:stop],
+        )
+
+    def responses(self, start: int, stop: int) -> slice:
+        """Which of the batch's responses belong to some of its rows."""
+        counts = [len(tree.actions) for tree in self.trees]
+        return slice(sum(counts[:start]), sum(counts[:stop]))
+
     @property
     def last_positions(self) -> Tensor:
         """Position of the last token of each response, (batch,)."""
