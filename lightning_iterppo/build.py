@@ -125,7 +125,11 @@ def load_language_model(config: Recipe) -> LanguageModel:
                 fold=how.fold,
                 keep_features=how.keep_features,
             ),
-            Computing(share_prefixes=section.share_prefixes, logits_once=section.logits_once),
+            Computing(
+                share_prefixes=section.share_prefixes,
+                logits_once=section.logits_once,
+                checkpointing=section.checkpointing,
+            ),
         )
     except ValueError as error:
         raise ConfigError(f"model.adaptation: {error}") from error

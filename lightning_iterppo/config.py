@@ -67,6 +67,9 @@ class ModelConfig:
     share_prefixes: bool = True
     # Where the output embedding does not train, make logits once for forward and backward. False is for comparison.
     logits_once: bool = True
+    # Keep only each layer's input for the backward pass and compute the layer again there: much less memory, for one
+    # more forward pass.
+    checkpointing: bool = False
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
 
 

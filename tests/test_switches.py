@@ -24,6 +24,8 @@ Make = Callable[..., LanguageModel]
 Stir = Callable[..., None]
 Found = dict[str, tuple[Tensor, dict[str, Tensor]]]
 PLAIN = {"fold": False, "keep_features": False, "share_prefixes": False, "logits_once": False}
+# What saves memory goes with every saving of time.
+LEAN = [("checkpointing",), ("checkpointing", "fold"), ("checkpointing", *PLAIN)]
 
 
 def a_tree(first: int, turns: int) -> TokenTree:
@@ -106,7 +108,7 @@ def plain(make_language_model: Make, stir: Stir) -> Found:
     return steps(make_model(make_language_model, stir))
 
 
-@pytest.mark.parametrize("switches", [(name,) for name in PLAIN] + [tuple(PLAIN)], ids="+".join)
+@pytest.mark.parametrize("switches", [(name,) for name in PLAIN] + [tuple(PLAIN)] + LEAN, ids="+".join)
 def test_a_saving_changes_no_loss_and_no_gradient(
     make_language_model: Make, stir: Stir, plain: Found, switches: tuple[str, ...]
 ) -> None:
@@ -121,3 +123,53 @@ def test_without_shared_prefixes_every_response_has_its_own_row(make_language_mo
         model.hidden(collate_trees([a_tree(6, 2)], pad_token_id=0))
     # Of six responses; the customer's last word is one more end.
     assert shapes == [(1, 24), (7, 14)]
+
+
+# -- checkpointing ---------------------------------------------------------------------------------------------------
+
+
+def held_bytes(model: LanguageModel) -> int:
+    """What a pass keeps for the backward pass, beside weights."""
+    kept = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.hidden(collate_trees(the_trees(), pad_token_id=0))
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("training", [True, False])
+def test_checkpointing_holds_less_in_either_mode(make_language_model: Make, kind: str, training: bool) -> None:
+    held = []
+    for checkpointing in (False, True):
+        computing = Computing(checkpointing=checkpointing)
+        model = make_language_model(kind, layers=4, fold=False, computing=computing).train(training)
+        held.append(held_bytes(model))
+    assert held[1] < held[0] / 3
+
+
+def test_a_layer_is_computed_again_with_the_weights_it_was_computed_with(make_language_model: Make, stir: Stir) -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = make_language_model("lora", computing=Computing(checkpointing=checkpointing))
+        stir(model, "critic")
+        with model.using("critic"):
+            loss = (model.hidden(collate_trees(the_trees(), pad_token_id=0)) ** 2).sum()
+        loss.backward()
+        assert model.active == "policy"
+        found.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(".critic." in key for key in found[0])
+    for key, gradient in found[0].items():
+        torch.testing.assert_close(found[1][key], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_passes_leave_the_layers_as_they_are(make_language_model: Make) -> None:
+    model = make_language_model("full", computing=Computing(checkpointing=True))
+    model.hidden(collate_trees(the_trees(), pad_token_id=0)).sum().backward()
+    assert all("forward" not in vars(module) for module in model.modules())

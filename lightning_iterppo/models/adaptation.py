@@ -45,10 +45,13 @@ class Computing:
             own, for comparison.
         logits_once: where the output embedding does not train, make the gradient of log-probabilities while the logits
             are there; False makes them again in the backward pass, for comparison.
+        checkpointing: keep only the input of each layer for the backward pass, which computes the layer again: much
+            less memory, for one more forward pass.
     """
 
     share_prefixes: bool = True
     logits_once: bool = True
+    checkpointing: bool = False
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:

@@ -7,8 +7,8 @@ it pays from some hundred tokens on. The adapter still trains: the gradients of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -40,10 +40,14 @@ class _FoldedLinear(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
+# The folded weight, A, B and their scale.
+Fold = tuple[Tensor, Tensor, Tensor, float]
+
+
 class _FoldableLinear(LoraLinear):
     """Peft's layer, which computes with ``fold`` while there is one."""
 
-    fold: tuple[Tensor, Tensor, Tensor, float] | None = None
+    fold: Fold | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """(…, in) to (…, out)."""
@@ -85,20 +89,30 @@ class Folding:
         if adapter == self._adapter:
             yield
             return
+        with self._set(adapter, [_fold(layer, adapter) for layer in self._layers]):
+            yield
+
+    def again(self) -> AbstractContextManager[None]:
+        """A block for later, within which everything is folded as it is now."""
+        return self._set(self._adapter, [layer.fold for layer in self._layers])
+
+    @contextmanager
+    def _set(self, adapter: str | None, folds: Sequence[Fold | None]) -> Iterator[None]:
         before = self._adapter, [layer.fold for layer in self._layers]
         try:
-            self._adapter = adapter
-            for layer in self._layers:
-                layer.fold = _fold(layer, adapter)
+            self._put(adapter, folds)
             yield
         finally:
-            self._adapter = before[0]
-            for layer, fold in zip(self._layers, before[1], strict=True):
-                layer.fold = fold
+            self._put(*before)
+
+    def _put(self, adapter: str | None, folds: Sequence[Fold | None]) -> None:
+        self._adapter = adapter
+        for layer, fold in zip(self._layers, folds, strict=True):
+            layer.fold = fold
 
 
 @torch.no_grad()
-def _fold(layer: LoraLinear, adapter: str) -> tuple[Tensor, Tensor, Tensor, float] | None:
+def _fold(layer: LoraLinear, adapter: str) -> Fold | None:
     """The folded weight, A, B and their scale; None where folding would not give what the layer gives."""
     base = layer.get_base_layer()
     if (

@@ -41,6 +41,7 @@ class LanguageModel(nn.Module):
 
     Raises:
         ValueError: more layers are to be adapted than there are.
+        ConfigError: passes of this model cannot be computed as it is asked for.
     """
 
     def __init__(self, backbone: Backbone, adaptation: Adaptation, computing: Computing | None = None) -> None:
@@ -86,7 +87,9 @@ class LanguageModel(nn.Module):
         self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
         self._folding = Folding(self.model) if self.lora and adaptation.fold else None
         kept = adaptation.keep_features and model.config.model_type in PLAIN_STACKS
-        self._passes = Passes(self.causal_lm, self.computing, frozen_layers=self.frozen_layers if kept else 0)
+        self._passes = Passes(
+            self.causal_lm, self.computing, frozen_layers=self.frozen_layers if kept else 0, again=self._again
+        )
         self.activate(POLICY)
 
     @classmethod
@@ -247,6 +250,15 @@ class LanguageModel(nn.Module):
         """
         with self.folded():
             return self._passes.hidden(batch)
+
+    @contextmanager
+    def _as_then(self, name: str, folds: AbstractContextManager[None]) -> Iterator[None]:
+        with self.using(name), folds:
+            yield
+
+    def _again(self) -> AbstractContextManager[None]:
+        """A block for later, within which the variant in use, and what is folded, are those of now."""
+        return self._as_then(self.active, nullcontext() if self._folding is None else self._folding.again())
 
     def attention_mask(self, mask: Tensor) -> Tensor:
         """See `Passes.attention_mask`."""

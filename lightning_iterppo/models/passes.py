@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.models.adaptation import Computing
 from lightning_iterppo.models.tree import TreeBatch, own_rows
 
@@ -39,13 +43,29 @@ class Passes:
         model: the transformers model, adapters injected.
         computing: how.
         frozen_layers: how many of its lowest layers no variant changes, and whose outputs are kept; 0 keeps none.
+        again: gives a block for later, within which the weights are those of now: a layer that is computed again in the
+            backward pass has to give what it gave.
+
+    Raises:
+        ConfigError: the model has no layers that could be checkpointed.
     """
 
-    def __init__(self, model: PreTrainedModel, computing: Computing, *, frozen_layers: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        computing: Computing,
+        *,
+        frozen_layers: int = 0,
+        again: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.model = model
         self.trunk: nn.Module = getattr(model, model.base_model_prefix)
         self.computing = computing
         self.frozen_layers = frozen_layers
+        self._again = again
+        self._layers = [module for module in self.trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if computing.checkpointing and not self._layers:
+            raise ConfigError(f"model.checkpointing is true, but models of type {model.config.model_type} cannot do it")
         # Whose features a tree holds. An object and not id(self), which a later model can have again.
         self._owner = object()
 
@@ -74,8 +94,32 @@ class Passes:
 
     def _run(self, batch: TreeBatch, **inputs: Tensor) -> Tensor:
         mask = None if batch.attention_mask is None else self.attention_mask(batch.attention_mask)
-        output = self.trunk(position_ids=batch.position_ids, attention_mask=mask, use_cache=False, **inputs)
+        with self._own_layers():
+            output = self.trunk(position_ids=batch.position_ids, attention_mask=mask, use_cache=False, **inputs)
         return cast(Tensor, output.last_hidden_state)
+
+    @contextmanager
+    def _own_layers(self) -> Iterator[None]:
+        """Layers that compute as it was asked for, within a pass of ours only: generation needs them as they are.
+
+        Not by transformers' own switch, which acts in training mode only: a module that was loaded for evaluation stays
+        in it under Lightning, and our passes without gradients do not all leave it.
+        """
+        if not (self.computing.checkpointing and torch.is_grad_enabled()):
+            yield
+            return
+        before = [dict(vars(layer)) for layer in self._layers]
+        for layer in self._layers:
+            vars(layer)["forward"] = self._checkpointed(layer.forward)
+        try:
+            yield
+        finally:
+            for layer, attributes in zip(self._layers, before, strict=True):
+                vars(layer).pop("forward")
+                vars(layer).update({"forward": attributes["forward"]} if "forward" in attributes else {})
+
+    def _checkpointed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(checkpoint, forward, use_reentrant=False, context_fn=lambda: (nullcontext(), self._again()))
 
     def attention_mask(self, mask: Tensor) -> Tensor:
         """A mask (rows, 1, queries, keys), true where a query may look, in the form the attention in use takes.
