@@ -129,6 +129,7 @@ def load_language_model(config: Recipe) -> LanguageModel:
                 share_prefixes=section.share_prefixes,
                 logits_once=section.logits_once,
                 checkpointing=section.checkpointing,
+                compile=section.compile,
             ),
         )
     except ValueError as error:

@@ -70,6 +70,9 @@ class ModelConfig:
     # Keep only each layer's input for the backward pass and compute the layer again there: much less memory, for one
     # more forward pass.
     checkpointing: bool = False
+    # Let torch.compile fuse what the trained layers do in training. Pays on GPUs and in long runs: compiling takes a
+    # minute, and a compiler.
+    compile: bool = False
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
 
 

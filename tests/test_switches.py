@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.utils import counters
 
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.data.samples import ScoredTree, collate_samples
 from lightning_iterppo.data.turns import TurnBatch
+from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.models.adaptation import Computing
 from lightning_iterppo.models.language_model import LanguageModel
+from lightning_iterppo.models.passes import Passes
 from lightning_iterppo.models.tree import ROOT, TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.warm_start import WarmStart
@@ -173,3 +178,47 @@ def test_passes_leave_the_layers_as_they_are(make_language_model: Make) -> None:
     model = make_language_model("full", computing=Computing(checkpointing=True))
     model.hidden(collate_trees(the_trees(), pad_token_id=0)).sum().backward()
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+# -- compiling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a processor")
+def test_compiled_layers_give_the_same_losses_and_gradients(make_language_model: Make, stir: Stir) -> None:
+    expected = steps(trained_above(make_language_model, stir))
+    counters.clear()
+    for more in ({}, {"checkpointing": True}):
+        assert_same(steps(trained_above(make_language_model, stir, compile=True, **more)), expected)
+    assert 0 < counters["stats"]["unique_graphs"] <= 4, "one for either mode of a module, not one a batch or a layer"
+
+
+def trained_above(make: Make, stir: Stir, **computing: bool) -> LanguageModel:
+    """Three layers of which two train: through the upper one gradients flow, so that it is compiled."""
+    model = make("lora", layers=3, top_layers=2, computing=Computing(**computing))
+    stir(model, "policy", scale=0.05)
+    model.copy("policy", "critic")
+    return model
+
+
+def test_without_a_compiler_there_is_one_line(make_language_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*_: object, **__: object) -> None:
+        raise TorchDynamoException("\nInvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled)
+    model = make_language_model("full", computing=Computing(compile=True))
+    batch = collate_trees(the_trees(), pad_token_id=0)
+    with torch.no_grad():
+        model.hidden(batch)  # which is not compiled
+    with pytest.raises(ConfigError, match=r"^model\.compile is true, .*No working C\+\+ .*\): leave it false$"):
+        model.hidden(batch)
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_model_without_known_layers(make_language_model: Make) -> None:
+    trunk = make_language_model("full").causal_lm
+    layers, trunk.model.layers = trunk.model.layers, torch.nn.ModuleList()
+    for name in ("checkpointing", "compile"):
+        with pytest.raises(ConfigError, match=rf"model\.{name} is true, but a llama model has no layers for it"):
+            Passes(trunk, Computing(**{name: True}))
+    trunk.model.layers = layers

@@ -47,11 +47,14 @@ class Computing:
             are there; False makes them again in the backward pass, for comparison.
         checkpointing: keep only the input of each layer for the backward pass, which computes the layer again: much
             less memory, for one more forward pass.
+        compile: let torch.compile fuse what the trained layers do in passes with gradients. Takes a C++ compiler on a
+            processor, Triton on a GPU, and a minute for the first steps.
     """
 
     share_prefixes: bool = True
     logits_once: bool = True
     checkpointing: bool = False
+    compile: bool = False
 
 
 def linear_names(model: PreTrainedModel) -> list[str]:

@@ -36,6 +36,26 @@ def layer_span(trunk: nn.Module, start: int, stop: int | None) -> Iterator[None]
         trunk.layers, trunk.norm = layers, norm
 
 
+def _where_gradients_flow(
+    compiled: Callable[..., Any], plain: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """Layers without gradients, and the lowest one with them, would each be one more thing to compile."""
+    return (compiled if hidden.requires_grad else plain)(hidden, *args, **kwargs)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """One line where a compiler is missing, or does not know what it is given."""
+    # Imported here: it takes a second, and few need it.
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"model.compile is true, but torch.compile fails here ({reason}): leave it false") from error
+
+
 class Passes:
     """Runs a trunk.
 
@@ -47,7 +67,7 @@ class Passes:
             backward pass has to give what it gave.
 
     Raises:
-        ConfigError: the model has no layers that could be checkpointed.
+        ConfigError: the model has no layers that could be compiled or checkpointed.
     """
 
     def __init__(
@@ -64,8 +84,10 @@ class Passes:
         self.frozen_layers = frozen_layers
         self._again = again
         self._layers = [module for module in self.trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if computing.checkpointing and not self._layers:
-            raise ConfigError(f"model.checkpointing is true, but models of type {model.config.model_type} cannot do it")
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
+        for name in ("checkpointing", "compile"):
+            if getattr(computing, name) and not self._layers:
+                raise ConfigError(f"model.{name} is true, but a {model.config.model_type} model has no layers for it")
         # Whose features a tree holds. An object and not id(self), which a later model can have again.
         self._owner = object()
 
@@ -100,26 +122,36 @@ class Passes:
 
     @contextmanager
     def _own_layers(self) -> Iterator[None]:
-        """Layers that compute as it was asked for, within a pass of ours only: generation needs them as they are.
+        """Layers that compute as it was asked for, within a pass of ours with gradients only.
 
-        Not by transformers' own switch, which acts in training mode only: a module that was loaded for evaluation stays
-        in it under Lightning, and our passes without gradients do not all leave it.
+        Generation needs them as they are: it reads keys and values that grow, which a compiler would compile for over
+        and over. And transformers' own switch for checkpointing acts in training mode only; a model that was loaded for
+        evaluation stays in it under Lightning.
         """
-        if not (self.computing.checkpointing and torch.is_grad_enabled()):
+        if not torch.is_grad_enabled() or not (self.computing.checkpointing or self.computing.compile):
             yield
             return
         before = [dict(vars(layer)) for layer in self._layers]
-        for layer in self._layers:
-            vars(layer)["forward"] = self._checkpointed(layer.forward)
-        try:
-            yield
-        finally:
-            for layer, attributes in zip(self._layers, before, strict=True):
-                vars(layer).pop("forward")
-                vars(layer).update({"forward": attributes["forward"]} if "forward" in attributes else {})
+        with _explained() if self.computing.compile else nullcontext():
+            for layer in self._layers:
+                vars(layer)["forward"] = self._own_forward(layer)
+            try:
+                yield
+            finally:
+                for layer, attributes in zip(self._layers, before, strict=True):
+                    vars(layer).pop("forward")
+                    vars(layer).update({"forward": attributes["forward"]} if "forward" in attributes else {})
 
-    def _checkpointed(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        return partial(checkpoint, forward, use_reentrant=False, context_fn=lambda: (nullcontext(), self._again()))
+    def _own_forward(self, layer: nn.Module) -> Callable[..., Any]:
+        forward: Callable[..., Any] = layer.forward
+        if self.computing.compile:
+            if layer not in self._compiled:
+                self._compiled[layer] = torch.compile(forward, dynamic=True)
+            forward = partial(_where_gradients_flow, self._compiled[layer], forward)
+        if self.computing.checkpointing:
+            again = self._again
+            forward = partial(checkpoint, forward, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        return forward
 
     def attention_mask(self, mask: Tensor) -> Tensor:
         """A mask (rows, 1, queries, keys), true where a query may look, in the form the attention in use takes.
