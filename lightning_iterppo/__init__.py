@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from lightning_iterppo.generation.sampling import Sampling
     from lightning_iterppo.improvement import RoundDataModule, RoundState, score_each
     from lightning_iterppo.loop import IterativePPOLoop
+    from lightning_iterppo.models.adaptation import Adaptation, Computing
     from lightning_iterppo.models.backbones import Backbone, load_backbone
-    from lightning_iterppo.models.language_model import Adaptation, LanguageModel
+    from lightning_iterppo.models.language_model import LanguageModel
     from lightning_iterppo.models.rendering import ChatRenderer
     from lightning_iterppo.models.scratch import ScratchConfig
     from lightning_iterppo.policy import PPOPolicy
@@ -68,8 +69,9 @@ _HOMES = {
     "generation.sampling": ("Sampling",),
     "improvement": ("RoundDataModule", "RoundState", "score_each"),
     "loop": ("IterativePPOLoop",),
+    "models.adaptation": ("Adaptation", "Computing"),
     "models.backbones": ("Backbone", "load_backbone"),
-    "models.language_model": ("Adaptation", "LanguageModel"),
+    "models.language_model": ("LanguageModel",),
     "models.rendering": ("ChatRenderer",),
     "models.scratch": ("ScratchConfig",),
     "policy": ("PPOPolicy",),
@@ -85,6 +87,7 @@ __all__ = [
     "Adaptation",
     "Backbone",
     "ChatRenderer",
+    "Computing",
     "ConfigError",
     "Conversation",
     "ConversationError",

@@ -20,8 +20,9 @@ from lightning_iterppo.errors import ConfigError, CustomerError
 from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.loop import IterativePPOLoop
+from lightning_iterppo.models.adaptation import Adaptation, Computing
 from lightning_iterppo.models.backbones import load_backbone
-from lightning_iterppo.models.language_model import Adaptation, LanguageModel
+from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.policy import PPOPolicy
@@ -76,6 +77,7 @@ def build_parts(config: Recipe) -> Parts:
             warmup_steps=policy.warmup_steps,
             weight_decay=policy.weight_decay,
             adam_epsilon=policy.adam_epsilon,
+            micro_batch=config.trainer.micro_batch,
         ),
         critic=QCritic(
             model,
@@ -89,12 +91,14 @@ def build_parts(config: Recipe) -> Parts:
             heads=critic.heads,
             pessimism=critic.pessimism,
             likelihood=critic.likelihood,
+            micro_batch=config.trainer.micro_batch,
         ),
         warm_start=WarmStart(
             model,
             learning_rate=config.warm_start.learning_rate,
             warmup_steps=config.warm_start.warmup_steps,
             weight_decay=config.warm_start.weight_decay,
+            micro_batch=config.trainer.micro_batch,
         ),
         trainers=trainers,
     )
@@ -119,6 +123,13 @@ def load_language_model(config: Recipe) -> LanguageModel:
                 dropout=how.dropout,
                 top_layers=how.top_layers,
                 fold=how.fold,
+                keep_features=how.keep_features,
+            ),
+            Computing(
+                share_prefixes=section.share_prefixes,
+                logits_once=section.logits_once,
+                checkpointing=section.checkpointing,
+                compile=section.compile,
             ),
         )
     except ValueError as error:

@@ -31,7 +31,7 @@ class ScratchConfig:
 
 @dataclass
 class AdaptationConfig:
-    """Which weights are trained. The choice is one word, ``model/adaptation=lora`` or ``full``."""
+    """Which weights are trained. The choice is one word, ``model/adaptation=lora``, ``lora-top`` or ``full``."""
 
     # `lora` trains small matrices beside frozen weights; `full` trains every weight and needs several times the memory.
     kind: str = "lora"
@@ -45,6 +45,9 @@ class AdaptationConfig:
     top_layers: int | None = None
     # Compute with LoRA's matrices added into the weights, which gives the same and is faster; false for comparison.
     fold: bool = True
+    # Compute the layers below the adapted ones once for each row and keep the result: a hidden state a token. False is
+    # for comparison, and does without that memory.
+    keep_features: bool = True
 
 
 @dataclass
@@ -60,6 +63,16 @@ class ModelConfig:
     system: str | None = None
     # What id scratch is made of; no other one reads it.
     scratch: ScratchConfig | None = None
+    # Compute what the responses of a conversation have in common once; false gives each its own row, for comparison.
+    share_prefixes: bool = True
+    # Where the output embedding does not train, make logits once for forward and backward. False is for comparison.
+    logits_once: bool = True
+    # Keep only each layer's input for the backward pass and compute the layer again there: much less memory, for one
+    # more forward pass.
+    checkpointing: bool = False
+    # Let torch.compile fuse what the trained layers do in training. Pays on GPUs and in long runs: compiling takes a
+    # minute, and a compiler.
+    compile: bool = False
     adaptation: AdaptationConfig = field(default_factory=AdaptationConfig)
 
 
@@ -260,6 +273,9 @@ class TrainerConfig:
     gradient_clip_val: float | None = 1.0
     # Batches in one optimiser step. Higher acts like a larger batch in the same memory.
     accumulate_grad_batches: int = 1
+    # Conversations of a batch that are in memory at a time; what is learnt stays the same. Lower needs less memory, and
+    # computes all but the last of them twice. `auto` measures how many fit; null is the whole batch.
+    micro_batch: Any = None
     # Machines. More than one needs a launcher that starts a process on each.
     num_nodes: int = 1
     # Threads of the arithmetic on the processor. Null leaves it to torch; lower it to share a machine.

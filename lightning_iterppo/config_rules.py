@@ -110,6 +110,10 @@ _RULES: dict[str, tuple[Test, str]] = {
     "trainer.precision": _one_of(PRECISIONS),
     "trainer.gradient_clip_val": _POSITIVE,
     "trainer.accumulate_grad_batches": _at_least(1),
+    "trainer.micro_batch": (
+        lambda value: value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1),
+        "a whole number of at least 1, auto or null",
+    ),
     "trainer.num_nodes": _at_least(1),
     "trainer.threads": _at_least(1),
 }

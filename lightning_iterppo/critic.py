@@ -19,6 +19,7 @@ from lightning_iterppo.critic_head import ActionFeatures, solve_head
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.functional.calibration import calibration_figures
 from lightning_iterppo.functional.objectives import CriticLoss, make_objective
+from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
@@ -52,6 +53,7 @@ class QCritic(pl.LightningModule):
         likelihood: the heads also see the mean log-probability of the action's tokens under the critic's variant, which
             began as the policy that imitated the logs. Where people of mixed skill wrote those, what most of them would
             have said is better than what few would, and no hidden state at the end of a message says that so plainly.
+        micro_batch: rows of a step that are computed at a time, see `MicroBatches`.
 
     Raises:
         ValueError: no such loss, a range that does not suit it, or no head.
@@ -71,6 +73,7 @@ class QCritic(pl.LightningModule):
         heads: int = 1,
         pessimism: float = 0.0,
         likelihood: bool = False,
+        micro_batch: MicroBatchSize = None,
     ) -> None:
         super().__init__()
         if heads < 1:
@@ -85,6 +88,7 @@ class QCritic(pl.LightningModule):
         self.head_learning_rate = head_learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
+        self.micro_batches = MicroBatches(micro_batch)
         self.held_out_values = CatMetric()
         self.held_out_returns = CatMetric()
         self.held_out_losses = CatMetric()
@@ -208,14 +212,18 @@ class QCritic(pl.LightningModule):
 
     def training_step(self, batch: TurnBatch, batch_idx: int) -> Tensor:
         """The mean loss between Q and the observed returns."""
+        actions = len(batch.returns)
+        loss = self.micro_batches.total(self, batch, lambda group: self._loss(group) * (len(group.returns) / actions))
+        self.log("critic/train_loss", loss, batch_size=actions)
+        return loss
+
+    def _loss(self, batch: TurnBatch) -> Tensor:
         losses = self._losses(self(batch.tree), batch.returns)
         if self.heads > 1:
             weights = torch.stack([bootstrap_weights(tree, self.heads) for tree in batch.tree.trees]).to(losses)
             losses = losses * weights[batch.tree.action_rows]
         # Over the number of actions and not over their weights' sum: a batch of unlikely ones shall not be scaled up.
-        loss = (losses * batch.weights[:, None]).mean()
-        self.log("critic/train_loss", loss, batch_size=len(batch.returns))
-        return loss
+        return (losses * batch.weights[:, None]).mean()
 
     def validation_step(self, batch: TurnBatch, batch_idx: int) -> None:
         """Collects predictions on held-out conversations."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree
 from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss, gae, kl_k2, kl_k3, masked_mean
+from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.models.tree import collate_trees
@@ -63,6 +64,7 @@ class PPOPolicy(pl.LightningModule):
         adam_epsilon: AdamW's ε. Where all responses are equally good the gradient is noise, and AdamW takes noise in
             full steps unless it is far below ε; 1e-5 is usual for PPO on all weights (Huang et al. 2022, "The 37
             implementation details of proximal policy optimization"). An adapter's gradients are about 5e-5 themselves.
+        micro_batch: rows of a step that are computed at a time, see `MicroBatches`.
 
     Raises:
         ValueError: a coefficient is out of range.
@@ -89,6 +91,7 @@ class PPOPolicy(pl.LightningModule):
         warmup_steps: int = 4,
         weight_decay: float = 0.0,
         adam_epsilon: float = 1e-8,
+        micro_batch: MicroBatchSize = None,
     ) -> None:
         super().__init__()
         for name, value in (("clip", clip), ("value_clip", value_clip), ("learning_rate", learning_rate)):
@@ -115,6 +118,7 @@ class PPOPolicy(pl.LightningModule):
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
         self.adam_epsilon = adam_epsilon
+        self.micro_batches = MicroBatches(micro_batch)
         self.figures: dict[str, float | None] = {}
         self.stopped_on_kl = False
         self.trained_tokens = 0
@@ -266,6 +270,27 @@ class PPOPolicy(pl.LightningModule):
 
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
         """The PPO loss of some rows."""
+        mask = batch.tree.action_mask
+        tokens = mask.sum().clamp(min=1)
+        policy_loss, value_loss, kl_anchor, kl_reference, entropy, clipped = self.micro_batches.total(
+            self, batch, lambda group: self._terms(group) * (group.tree.action_mask.sum() / tokens)
+        )
+        loss: Tensor = policy_loss + self.value_coefficient * value_loss + self.kl_coefficient * kl_anchor
+        if self.kl_reference_coefficient > 0:
+            loss = loss + self.kl_reference_coefficient * kl_reference
+        if self.entropy_coefficient > 0:
+            loss = loss - self.entropy_coefficient * entropy
+        samples = mask.shape[0]
+        self.log("policy/loss", loss.detach(), batch_size=samples)
+        self.log("policy/value_loss", value_loss.detach(), batch_size=samples)
+        self.log("policy/kl_token", kl_anchor.detach(), batch_size=samples)
+        self.log("policy/clip_fraction", clipped.detach(), batch_size=samples)
+        self._clipped.append(float(clipped.detach()))
+        self.trained_tokens += int(batch.tree.position_ids.numel())
+        return loss
+
+    def _terms(self, batch: PolicyBatch) -> Tensor:
+        """Means over tokens, (6,): losses of policy and value head, KL to anchor and reference, entropy, what clips."""
         tree, mask = batch.tree, batch.tree.action_mask
         logprobs, entropies, predicting = self.model.response_logprobs(
             self.model.hidden(tree), tree, entropy_gradient=self.entropy_coefficient > 0
@@ -274,20 +299,10 @@ class PPOPolicy(pl.LightningModule):
         values = self.value_head(predicting)
         value_loss = clipped_value_loss(values, batch.old_values, batch.returns, mask, clip=self.value_clip)
         kl_anchor = masked_mean(kl_k2(logprobs, batch.anchor_logprobs), mask)
-        entropy = masked_mean(entropies, mask)
-        loss = policy_loss + self.value_coefficient * value_loss + self.kl_coefficient * kl_anchor
+        kl_reference = torch.zeros_like(kl_anchor)
         if self.kl_reference_coefficient > 0:
-            loss = loss + self.kl_reference_coefficient * masked_mean(kl_k2(logprobs, batch.reference_logprobs), mask)
-        if self.entropy_coefficient > 0:
-            loss = loss - self.entropy_coefficient * entropy
-        samples = mask.shape[0]
-        self.log("policy/loss", loss.detach(), batch_size=samples)
-        self.log("policy/value_loss", value_loss.detach(), batch_size=samples)
-        self.log("policy/kl_token", kl_anchor.detach(), batch_size=samples)
-        self.log("policy/clip_fraction", clipped, batch_size=samples)
-        self._clipped.append(float(clipped))
-        self.trained_tokens += int(tree.position_ids.numel())
-        return loss
+            kl_reference = masked_mean(kl_k2(logprobs, batch.reference_logprobs), mask)
+        return torch.stack([policy_loss, value_loss, kl_anchor, kl_reference, masked_mean(entropies, mask), clipped])
 
     def on_train_epoch_end(self) -> None:
         """The share of clipped tokens over the improvement so far."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.functional import masked_mean
+from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
 from lightning_iterppo.optimization import adamw
 
@@ -21,16 +22,24 @@ class WarmStart(pl.LightningModule):
         learning_rate: AdamW's.
         warmup_steps: optimiser steps until the full learning rate.
         weight_decay: AdamW's.
+        micro_batch: rows of a step that are computed at a time, see `MicroBatches`.
     """
 
     def __init__(
-        self, model: LanguageModel, *, learning_rate: float = 1e-3, warmup_steps: int = 10, weight_decay: float = 0.0
+        self,
+        model: LanguageModel,
+        *,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 10,
+        weight_decay: float = 0.0,
+        micro_batch: MicroBatchSize = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay
+        self.micro_batches = MicroBatches(micro_batch)
         self.trained_tokens = 0
 
     def setup(self, stage: str) -> None:
@@ -44,7 +53,10 @@ class WarmStart(pl.LightningModule):
 
     def training_step(self, batch: TurnBatch, batch_idx: int) -> Tensor:
         """The negative log-likelihood of some conversations."""
-        loss = self.loss(batch)
+        tokens = batch.tree.action_mask.sum().clamp(min=1)
+        loss = self.micro_batches.total(
+            self, batch, lambda group: self.loss(group) * (group.tree.action_mask.sum() / tokens)
+        )
         self.trained_tokens += int(batch.tree.position_ids.numel())
         self.log("warm_start/loss", loss.detach(), batch_size=len(batch.returns))
         return loss

@@ -21,8 +21,9 @@ from lightning_iterppo.config import TrainerConfig
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.loop import IterativePPOLoop
+from lightning_iterppo.models.adaptation import Adaptation, Computing
 from lightning_iterppo.models.backbones import Backbone
-from lightning_iterppo.models.language_model import Adaptation, LanguageModel
+from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import ScratchConfig, make_scratch_model
 from lightning_iterppo.policy import PPOPolicy
@@ -61,6 +62,8 @@ def make_language_model() -> Callable[..., LanguageModel]:
         top_layers: int | None = None,
         dropout: float = 0.0,
         fold: bool = True,
+        keep_features: bool = True,
+        computing: Computing | None = None,
         vocabulary: Sequence[str] = WORDS,
         seed: int = 0,
     ) -> LanguageModel:
@@ -69,7 +72,8 @@ def make_language_model() -> Callable[..., LanguageModel]:
         torch.manual_seed(seed)  # LoRA's matrices
         return LanguageModel(
             Backbone(model.eval(), tokenizer, "scratch", None),
-            Adaptation(kind, rank, 2 * rank, dropout=dropout, top_layers=top_layers, fold=fold),
+            Adaptation(kind, rank, 2 * rank, dropout, top_layers, fold, keep_features),
+            computing,
         )
 
     return make

@@ -88,6 +88,15 @@ def test_groups_and_values() -> None:
     assert compose("shop-full").model.adaptation == recipe.model.adaptation
 
 
+def test_how_many_layers_train_is_the_adaptations_word() -> None:
+    assert compose("shop").model.adaptation.top_layers == 12
+    assert compose("shop") == compose("shop", ["model/adaptation=lora-top"])
+    for word in ("lora", "full"):
+        assert compose("shop", [f"model/adaptation={word}"]).model.adaptation.top_layers is None
+    one = compose("probe", ["model/adaptation=lora-top", "model.adaptation.top_layers=1"]).model.adaptation
+    assert (one.kind, one.top_layers) == ("lora", 1)
+
+
 def test_a_value_beats_a_group_in_any_order() -> None:
     assert compose("shop", ["critic.epochs=9", "critic=small"]).critic.epochs == 9
 
@@ -203,7 +212,7 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("mine.yml", "", [".yaml"]),
         ("shop", "policy.clipp=0.1", ["policy.clipp", "did you mean policy.clip?", f"{OURS}/policy/default.yaml"]),
         ("shop-full", "critic.epoch=1", ["critic.epoch", "did you mean critic.epochs?", OURS]),
-        ("shop", "model.adaptation.ranks=1", ["model.adaptation.rank?", f"{OURS}/model/adaptation/lora.yaml"]),
+        ("shop", "model.adaptation.ranks=1", ["model.adaptation.rank?", f"{OURS}/model/adaptation/lora-top.yaml"]),
         ("shop", "loop.iteration=1", ["loop.iterations?", f"{OURS}/shop.yaml"]),
         ("shop", "clip=0.1", ["did you mean policy.clip?"]),
         ("shop", "trainr=cpu", ["did you mean trainer?"]),
@@ -219,6 +228,7 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("shop", "policy.learning_rate=inf", ["policy.learning_rate", "inf"]),
         ("shop", "critic.validation_fraction=1", ["critic.validation_fraction", "less than 1"]),
         ("shop", "trainer.accelerator=cuda:0", ["trainer.accelerator", "cuda:0", "one of auto, cpu"]),
+        ("shop", "trainer.micro_batch=0", ["trainer.micro_batch is 0", "at least 1, auto or null"]),
         ("shop", "trainer.devices=false", ["trainer.devices"]),
         ("shop", "policy.logged_reward=both", ["policy.logged_reward", "return, q, mix, none"]),
         ("shop", "critic.loss=l2", ["critic.loss", "one of bce, mse, hl-gauss"]),

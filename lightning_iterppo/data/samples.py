@@ -60,6 +60,20 @@ class PolicyBatch:
     advantages: Tensor
     returns: Tensor
 
+    def rows(self, start: int, stop: int) -> PolicyBatch:
+        """Some of the rows with their samples."""
+        own = self.tree.responses(start, stop)
+        return PolicyBatch(
+            tree=self.tree.rows(start, stop),
+            fresh=self.fresh[own],
+            old_logprobs=self.old_logprobs[own],
+            old_values=self.old_values[own],
+            anchor_logprobs=self.anchor_logprobs[own],
+            reference_logprobs=self.reference_logprobs[own],
+            advantages=self.advantages[own],
+            returns=self.returns[own],
+        )
+
 
 def collate_samples(items: Sequence[PreparedTree], pad_token_id: int) -> PolicyBatch:
     """One batch of prepared trees."""

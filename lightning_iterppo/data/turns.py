@@ -34,6 +34,11 @@ class TurnBatch:
     returns: Tensor
     weights: Tensor
 
+    def rows(self, start: int, stop: int) -> TurnBatch:
+        """Some of the rows with their actions."""
+        own = self.tree.responses(start, stop)
+        return TurnBatch(self.tree.rows(start, stop), self.returns[own], self.weights[own])
+
 
 def logged_trees(
     conversations: Sequence[Conversation],

@@ -11,8 +11,8 @@ is many times faster than with the adapter's 32 bits, with one pass over the out
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -141,16 +141,26 @@ class Folding:
         if adapter == self._adapter:
             yield
             return
+        with self._set(adapter, [_fold(layer, adapter) for layer in self._layers]):
+            yield
+
+    def again(self) -> AbstractContextManager[None]:
+        """A block for later, within which everything is folded as it is now."""
+        return self._set(self._adapter, [layer.fold for layer in self._layers])
+
+    @contextmanager
+    def _set(self, adapter: str | None, folds: Sequence[_Fold | None]) -> Iterator[None]:
         before = self._adapter, [layer.fold for layer in self._layers]
         try:
-            self._adapter = adapter
-            for layer in self._layers:
-                layer.fold = _fold(layer, adapter)
+            self._put(adapter, folds)
             yield
         finally:
-            self._adapter = before[0]
-            for layer, fold in zip(self._layers, before[1], strict=True):
-                layer.fold = fold
+            self._put(*before)
+
+    def _put(self, adapter: str | None, folds: Sequence[_Fold | None]) -> None:
+        self._adapter = adapter
+        for layer, fold in zip(self._layers, folds, strict=True):
+            layer.fold = fold
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,51 +16,21 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from lightning_iterppo.models.attention import GROUPED, grouped
+from lightning_iterppo.models.adaptation import Adaptation, Computing, linear_names
+from lightning_iterppo.models.attention import grouped
 from lightning_iterppo.models.backbones import Backbone, load_backbone
 from lightning_iterppo.models.folding import Folding
 from lightning_iterppo.models.linear import use_few_rows
 from lightning_iterppo.models.logprobs import response_logprobs
+from lightning_iterppo.models.passes import Passes
 from lightning_iterppo.models.scratch import ScratchConfig
-from lightning_iterppo.models.stacks import PLAIN_STACKS, layer_span
+from lightning_iterppo.models.stacks import PLAIN_STACKS
 from lightning_iterppo.models.tree import TreeBatch
 
 POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
 VARIANTS = (POLICY, ANCHOR, REFERENCE, CRITIC)
-
-
-@dataclass(frozen=True, slots=True)
-class Adaptation:
-    """What is trained.
-
-    Args:
-        kind: ``lora`` trains small matrices beside frozen weights, ``full`` trains every weight.
-        rank: LoRA's rank; more can express more and costs more.
-        alpha: LoRA's scale is alpha / rank.
-        dropout: dropout before LoRA's matrices; any value above 0 makes PPO's ratio noisy.
-        top_layers: adapt only the last n layers; None adapts all. The layers below need no gradients, which is
-            where most of the training time goes.
-        fold: compute with the adapter added into the weights where that is exact, see `Folding`; False computes it
-            beside them, for comparison.
-    """
-
-    kind: Literal["lora", "full"] = "lora"
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    top_layers: int | None = None
-    fold: bool = True
-
-
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """Names of the linear maps inside the layers (``q_proj``, ``down_proj``, …); the output embedding is not one."""
-    trunk = getattr(model, model.base_model_prefix)
-    return sorted({name.rpartition(".")[2] for name, m in trunk.named_modules() if isinstance(m, nn.Linear | Conv1D)})
 
 
 class LanguageModel(nn.Module):
@@ -70,14 +39,17 @@ class LanguageModel(nn.Module):
     Args:
         backbone: the model and its tokenizer.
         adaptation: LoRA or full fine-tuning.
+        computing: how its passes are computed.
 
     Raises:
         ValueError: more layers are to be adapted than there are.
+        ConfigError: passes of this model cannot be computed as it is asked for.
     """
 
-    def __init__(self, backbone: Backbone, adaptation: Adaptation) -> None:
+    def __init__(self, backbone: Backbone, adaptation: Adaptation, computing: Computing | None = None) -> None:
         super().__init__()
         self.adaptation = adaptation
+        self.computing = computing or Computing()
         self.base_path = str(backbone.path or backbone.id)
         self.tokenizer = backbone.tokenizer
         self.pad_token_id = int(backbone.tokenizer.pad_token_id or 0)  # fills rows; it is masked everywhere
@@ -86,7 +58,9 @@ class LanguageModel(nn.Module):
         layers = int(model.config.num_hidden_layers)
         self.hidden_size = int(model.config.hidden_size)
         if adaptation.top_layers is not None and not 0 < adaptation.top_layers <= layers:
-            raise ValueError(f"top_layers is {adaptation.top_layers}, but the model has {layers} layers")
+            raise ValueError(
+                f"top_layers is {adaptation.top_layers}, but the model has {layers} layers; null adapts all"
+            )
         self.active = POLICY
         self._stored: dict[str, list[Tensor]] = {}
         if adaptation.kind == "lora":
@@ -113,10 +87,11 @@ class LanguageModel(nn.Module):
             model.requires_grad_(True)
             self.model = model
         self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
-        # An object and not id(self), which a later model can have again.
-        self._owner = object()
         self._folding = Folding(self.model) if self.lora and adaptation.fold else None
-        self.keeps_features = self.frozen_layers > 0 and model.config.model_type in PLAIN_STACKS
+        kept = adaptation.keep_features and model.config.model_type in PLAIN_STACKS
+        self._passes = Passes(
+            self.causal_lm, self.computing, frozen_layers=self.frozen_layers if kept else 0, again=self._again
+        )
         self.activate(POLICY)
 
     @classmethod
@@ -125,6 +100,7 @@ class LanguageModel(nn.Module):
         id: str = "smollm2",
         adaptation: Adaptation | Literal["lora", "full"] = "lora",
         *,
+        computing: Computing | None = None,
         dtype: str = "auto",
         scratch: ScratchConfig | None = None,
         seed: int = 0,
@@ -134,6 +110,7 @@ class LanguageModel(nn.Module):
         Args:
             id: what `load_backbone` takes: ``smollm2``, a directory, an id of the Hub, or ``scratch``.
             adaptation: how, in one word or in full.
+            computing: how its passes are computed.
             dtype: of the frozen weights; full fine-tuning is always float32.
             scratch: what a scratch model is made of.
             seed: for a scratch model's weights. An adapter's come from torch's own generator.
@@ -148,7 +125,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f'adaptation must be "lora" or "full", found {how.kind!r}')
         # Trained weights are float32: loading them as anything else would round them first.
         wanted = "float32" if how.kind == "full" else dtype
-        return cls(load_backbone(id, dtype=wanted, scratch=scratch, seed=seed), how)
+        return cls(load_backbone(id, dtype=wanted, scratch=scratch, seed=seed), how, computing)
 
     @property
     def lora(self) -> bool:
@@ -172,6 +149,11 @@ class LanguageModel(nn.Module):
     def head_weight(self) -> Tensor:
         """The output embedding, (vocabulary, hidden)."""
         return cast(Tensor, self.causal_lm.get_output_embeddings().weight)
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether what the layers below the adapted ones make of a tree is kept on it."""
+        return self._passes.frozen_layers > 0
 
     @property
     def device(self) -> torch.device:
@@ -274,35 +256,20 @@ class LanguageModel(nn.Module):
         computed once and kept on it, for all passes over it.
         """
         with self.folded():
-            return self._hidden(batch)
+            return self._passes.hidden(batch)
 
-    def _hidden(self, batch: TreeBatch) -> Tensor:
-        mask = None if batch.attention_mask is None else self.attention_mask(batch.attention_mask)
-        positions = {"position_ids": batch.position_ids, "attention_mask": mask, "use_cache": False}
-        if not self.keeps_features:
-            return cast(Tensor, self.trunk(input_ids=batch.input_ids, **positions).last_hidden_state)
-        known = [tree.features for tree in batch.trees]
-        width = batch.input_ids.shape[1]
-        if any(item is None or item[0] is not self._owner for item in known):
-            with torch.no_grad(), layer_span(self.trunk, 0, self.frozen_layers):
-                features = cast(Tensor, self.trunk(input_ids=batch.input_ids, **positions).last_hidden_state)
-            for row, tree in enumerate(batch.trees):
-                tree.features = (self._owner, features[row, : len(tree)].clone())
-        else:
-            features = pad_sequence([item[1] for item in known if item is not None], batch_first=True)
-            features = F.pad(features, (0, 0, 0, width - features.shape[1])).to(batch.input_ids.device)
-        with layer_span(self.trunk, self.frozen_layers, None):
-            return cast(Tensor, self.trunk(inputs_embeds=features, **positions).last_hidden_state)
+    @contextmanager
+    def _as_then(self, name: str, folds: AbstractContextManager[None]) -> Iterator[None]:
+        with self.using(name), folds:
+            yield
+
+    def _again(self) -> AbstractContextManager[None]:
+        """A block for later, within which the variant in use, and what is folded, are those of now."""
+        return self._as_then(self.active, nullcontext() if self._folding is None else self._folding.again())
 
     def attention_mask(self, mask: Tensor) -> Tensor:
-        """A mask (rows, 1, queries, keys), true where a query may look, in the form the attention in use takes.
-
-        The fused attention takes it as it is, whatever the precision; the plain one adds 0 or the least number.
-        """
-        if self.causal_lm.config._attn_implementation in ("sdpa", GROUPED):
-            return mask
-        dtype = self.head_weight.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+        """See `Passes.attention_mask`."""
+        return self._passes.attention_mask(mask)
 
     def response_logprobs(
         self, hidden: Tensor, batch: TreeBatch, *, entropy_gradient: bool = False
@@ -311,7 +278,8 @@ class LanguageModel(nn.Module):
         # `type` and not `isinstance`: a quantised map is a subclass that does not compute a product with its weight.
         head = self.causal_lm.get_output_embeddings()
         frozen = (
-            type(head) is nn.Linear
+            self.computing.logits_once
+            and type(head) is nn.Linear
             and getattr(head, "bias", None) is None
             and hidden.dtype == self.head_weight.dtype
             and type(self.head_weight.data) is Tensor  # whole, not a shard

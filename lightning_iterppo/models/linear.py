@@ -18,6 +18,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``: (…, in) to (…, out)."""
     rows = x.numel() // x.shape[-1]
     plain = not x.is_cpu or torch.is_grad_enabled() or not x.dtype == weight.dtype == torch.float32
+    plain = plain or torch.compiler.is_compiling()  # which would compile once more for each number of rows named here
     if plain or not _FEWEST <= rows <= _MOST or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight, bias)
     product = (weight @ x.reshape(rows, -1).T).T.contiguous()

@@ -109,11 +109,65 @@ class TreeBatch:
         }
         return TreeBatch(**moved)
 
+    def rows(self, start: int, stop: int) -> TreeBatch:
+        """Some of the rows with their responses, as wide as all are."""
+        own = self.responses(start, stop)
+        return TreeBatch(
+            input_ids=self.input_ids[start:stop],
+            position_ids=self.position_ids[start:stop],
+            attention_mask=None if self.attention_mask is None else self.attention_mask[start:stop],
+            action_rows=self.action_rows[own] - start,
+            action_positions=self.action_positions[own],
+            predict_positions=self.predict_positions[own],
+            action_tokens=self.action_tokens[own],
+            action_mask=self.action_mask[own],
+            trees=self.trees[start:stop],
+        )
+
+    def responses(self, start: int, stop: int) -> slice:
+        """Which of the batch's responses belong to some of its rows."""
+        counts = [len(tree.actions) for tree in self.trees]
+        return slice(sum(counts[:start]), sum(counts[:stop]))
+
     @property
     def last_positions(self) -> Tensor:
         """Position of the last token of each response, (batch,)."""
         last = self.action_mask.sum(dim=1, keepdim=True) - 1
         return self.action_positions.gather(1, last).squeeze(1)
+
+
+def own_rows(batch: TreeBatch) -> tuple[TreeBatch, Tensor, Tensor]:
+    """Every response of a batch in a row of its own, with all that came before it, and every other end of a branch.
+
+    Returns:
+        The rows, and which row and which position of it holds each token of the batch, both (rows, tokens); padding is
+        sent to the first token.
+    """
+    chains: list[TokenTree] = []
+    rows = np.zeros(tuple(batch.input_ids.shape), dtype=np.int64)
+    positions = np.zeros_like(rows)
+    for row, tree in enumerate(batch.trees):
+        starts = np.cumsum([0] + [len(segment.token_ids) for segment in tree.segments])
+        followed = {segment.parent for segment in tree.segments}
+        taken: set[int] = set()
+        for end, segment in enumerate(tree.segments):
+            if not segment.action and end in followed:
+                continue
+            line = [end]
+            while tree.segments[line[0]].parent != ROOT:
+                line.insert(0, tree.segments[line[0]].parent)
+            chain = TokenTree()
+            for number, index in enumerate(line):
+                first = len(chain)
+                chain.add(tree.segments[index].token_ids, number - 1, action=segment.action and index == end)
+                if index not in taken:
+                    taken.add(index)
+                    rows[row, starts[index] : starts[index + 1]] = len(chains)
+                    positions[row, starts[index] : starts[index + 1]] = np.arange(first, len(chain))
+            chains.append(chain)
+    device = batch.input_ids.device
+    found = collate_trees(chains, pad_token_id=0).to(device)  # what pads is nobody's
+    return found, torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device)
 
 
 def collate_trees(trees: Sequence[TokenTree], pad_token_id: int) -> TreeBatch:

@@ -202,14 +202,16 @@ def test_kept_features_change_no_number_and_no_gradient(make_language_model: Mak
     model = make_language_model("lora", layers=3, top_layers=1)
     stir(model, "policy")
     assert model.keeps_features
+    whole = make_language_model("lora", layers=3, top_layers=1, keep_features=False)
+    stir(whole, "policy")
+    assert not whole.keeps_features
     longer = a_tree(branch)
     longer.add([20, 21, 22], 1, action=True)
     trees = [a_tree(branch), longer]
     first = with_gradients(model, trees)
     again = with_gradients(model, trees)  # from the features
     alone = with_gradients(model, trees[:1])
-    model.keeps_features = False
-    plain = with_gradients(model, trees)
+    plain = with_gradients(whole, trees)
     for found in (first, again):
         torch.testing.assert_close(found[0], plain[0], atol=1e-5, rtol=0)
         for gradient, expected in zip(found[1], plain[1], strict=True):

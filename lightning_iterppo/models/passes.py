@@ -1,0 +1,150 @@
+"""Passes of a trunk over rows of trees: what can be shared or kept is computed once, and each saving has its switch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lightning_iterppo.errors import ConfigError
+from lightning_iterppo.models.adaptation import Computing
+from lightning_iterppo.models.attention import GROUPED
+from lightning_iterppo.models.stacks import layer_span
+from lightning_iterppo.models.tree import TreeBatch, own_rows
+
+
+def _where_gradients_flow(
+    compiled: Callable[..., Any], plain: Callable[..., Any], hidden: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """Layers without gradients, and the lowest one with them, would each be one more thing to compile."""
+    return (compiled if hidden.requires_grad else plain)(hidden, *args, **kwargs)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """One line where a compiler is missing, or does not know what it is given."""
+    # Imported here: it takes a second, and few need it.
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(f"model.compile is true, but torch.compile fails here ({reason}): leave it false") from error
+
+
+class Passes:
+    """Runs a trunk.
+
+    Args:
+        model: the transformers model, adapters injected.
+        computing: how.
+        frozen_layers: how many of its lowest layers no variant changes, and whose outputs are kept; 0 keeps none.
+        again: gives a block for later, within which the weights are those of now: a layer that is computed again in the
+            backward pass has to give what it gave.
+
+    Raises:
+        ConfigError: the model has no layers that could be compiled or checkpointed.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        computing: Computing,
+        *,
+        frozen_layers: int = 0,
+        again: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.model = model
+        self.trunk: nn.Module = getattr(model, model.base_model_prefix)
+        self.computing = computing
+        self.frozen_layers = frozen_layers
+        self._again = again
+        self._layers = [module for module in self.trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
+        for name in ("checkpointing", "compile"):
+            if getattr(computing, name) and not self._layers:
+                raise ConfigError(f"model.{name} is true, but a {model.config.model_type} model has no layers for it")
+        # Whose features a tree holds. An object and not id(self), which a later model can have again.
+        self._owner = object()
+
+    def hidden(self, batch: TreeBatch) -> Tensor:
+        """Last hidden states of every token of the rows, (rows, tokens, hidden)."""
+        if self.computing.share_prefixes:
+            return self._shared(batch)
+        alone, rows, positions = own_rows(batch)
+        return self._shared(alone)[rows, positions]
+
+    def _shared(self, batch: TreeBatch) -> Tensor:
+        if self.frozen_layers == 0:
+            return self._run(batch, input_ids=batch.input_ids)
+        known = [tree.features for tree in batch.trees]
+        width = batch.input_ids.shape[1]
+        if any(item is None or item[0] is not self._owner for item in known):
+            with torch.no_grad(), layer_span(self.trunk, 0, self.frozen_layers):
+                features = self._run(batch, input_ids=batch.input_ids)
+            for row, tree in enumerate(batch.trees):
+                tree.features = (self._owner, features[row, : len(tree)].clone())
+        else:
+            features = pad_sequence([item[1] for item in known if item is not None], batch_first=True)
+            features = F.pad(features, (0, 0, 0, width - features.shape[1])).to(batch.input_ids.device)
+        with layer_span(self.trunk, self.frozen_layers, None):
+            return self._run(batch, inputs_embeds=features)
+
+    def _run(self, batch: TreeBatch, **inputs: Tensor) -> Tensor:
+        mask = None if batch.attention_mask is None else self.attention_mask(batch.attention_mask)
+        with self._own_layers():
+            output = self.trunk(position_ids=batch.position_ids, attention_mask=mask, use_cache=False, **inputs)
+        return cast(Tensor, output.last_hidden_state)
+
+    @contextmanager
+    def _own_layers(self) -> Iterator[None]:
+        """Layers that compute as it was asked for, within a pass of ours with gradients only.
+
+        Generation needs them as they are: it reads keys and values that grow, which a compiler would compile for over
+        and over. And transformers' own switch for checkpointing acts in training mode only; a model that was loaded for
+        evaluation stays in it under Lightning.
+        """
+        if not torch.is_grad_enabled() or not (self.computing.checkpointing or self.computing.compile):
+            yield
+            return
+        before = [dict(vars(layer)) for layer in self._layers]
+        with _explained() if self.computing.compile else nullcontext():
+            for layer in self._layers:
+                vars(layer)["forward"] = self._own_forward(layer)
+            try:
+                yield
+            finally:
+                for layer, attributes in zip(self._layers, before, strict=True):
+                    vars(layer).pop("forward")
+                    vars(layer).update({"forward": attributes["forward"]} if "forward" in attributes else {})
+
+    def _own_forward(self, layer: nn.Module) -> Callable[..., Any]:
+        forward: Callable[..., Any] = layer.forward
+        if self.computing.compile:
+            if layer not in self._compiled:
+                self._compiled[layer] = torch.compile(forward, dynamic=True)
+            forward = partial(_where_gradients_flow, self._compiled[layer], forward)
+        if self.computing.checkpointing:
+            again = self._again
+            forward = partial(checkpoint, forward, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+        return forward
+
+    def attention_mask(self, mask: Tensor) -> Tensor:
+        """A mask (rows, 1, queries, keys), true where a query may look, in the form the attention in use takes.
+
+        The fused attention takes it as it is, whatever the precision; the plain one adds 0 or the least number.
+        """
+        if self.model.config._attn_implementation in ("sdpa", GROUPED):
+            return mask
+        dtype = cast(Tensor, self.model.get_output_embeddings().weight).dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
