@@ -272,7 +272,7 @@ class RoundDataModule(pl.LightningDataModule):
                     tree.add(next(responses).token_ids, state, action=True)
                     turns.append(turn)
                     fresh.append(True)
-            found.append(RoundState(conversation, tree, turns, fresh, self.renderer))
+            found.append(RoundState(conversation, tree.pruned(), turns, fresh, self.renderer))
         return found
 
     def _rewarded(self, state: RoundState, values: Sequence[float]) -> ScoredTree:

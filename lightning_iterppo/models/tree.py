@@ -72,6 +72,19 @@ class TokenTree:
         """A tree that can grow without changing this one."""
         return TokenTree(list(self.segments))
 
+    def pruned(self) -> TokenTree:
+        """The tree without what leads to no response: nothing asks for it."""
+        needed: set[int] = set()
+        for index in reversed(range(len(self.segments))):
+            if self.segments[index].action or index in needed:
+                needed |= {index, self.segments[index].parent}
+        places = {ROOT: ROOT}
+        found = TokenTree()
+        for index, segment in enumerate(self.segments):
+            if index in needed:
+                places[index] = found.add(segment.token_ids, places[segment.parent], action=segment.action)
+        return found
+
     @property
     def chain(self) -> bool:
         """Whether nothing branches: every segment follows the one before."""

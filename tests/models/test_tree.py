@@ -168,3 +168,17 @@ def test_what_cannot_be_a_segment(token_ids: list[int], parent: int, action: boo
 def test_a_batch_of_nothing() -> None:
     with pytest.raises(ValueError, match="at least one tree"):
         collate_trees([], pad_token_id=0)
+
+
+def test_what_leads_to_no_response_is_pruned() -> None:
+    tree = TokenTree()
+    state = tree.add([1, 2], ROOT)
+    tree.add([3], state)  # said, but nothing asks how good it was
+    edited = tree.add([4, 5], state)
+    later = tree.add([6], edited)
+    tree.add([7], later, action=True)
+    tree.add([8], tree.add([9], later))
+    found = tree.pruned()
+    assert found.segments == [Segment((1, 2), ROOT), Segment((4, 5), 0), Segment((6,), 1), Segment((7,), 2, True)]
+    assert found.path(3) == tree.path(4)
+    assert len(tree.segments) == 7
