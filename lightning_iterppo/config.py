@@ -267,7 +267,8 @@ class TrainerConfig:
     devices: Any = 1
     # A name Lightning knows (auto, ddp, fsdp, …) or {_target_: CLASS, …} for one with arguments.
     strategy: Any = "auto"
-    # 32-true is exact; bf16-mixed is faster and lighter where the device supports it.
+    # 32-true is exact; bf16-mixed is faster and lighter where the device supports it. Trained weights are float32 in
+    # both; frozen ones are what `model.dtype` says.
     precision: str = "32-true"
     # Gradients longer than this are scaled down. Lower is steadier and slower; null never does it.
     gradient_clip_val: float | None = 1.0

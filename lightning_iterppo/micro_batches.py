@@ -9,7 +9,7 @@ since the backward pass begins with it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -42,17 +42,33 @@ class Batch(Protocol):
         """Some of the rows, with what belongs to them."""
 
 
-def rows_that_fit(free: int, fixed: float, per_token: float, width: int) -> int:
-    """How many rows of ``width`` tokens fit into `SHARE` of ``free`` bytes, beside ``fixed`` ones; at least 1."""
-    return max(1, int((SHARE * free - fixed) / max(per_token * width, 1.0)))
+def rows_that_fit(budget: float, measured: Sequence[tuple[int, int]], width: int, rows: int) -> int:
+    """How many of ``rows`` rows of ``width`` tokens surely fit into ``budget`` bytes; at least 1.
+
+    Memory grows with the tokens at every moment of a step, from something fixed that is not negative. Its peak is then
+    at most in proportion to that of a smaller step, and most of the time less.
+
+    Args:
+        budget: bytes.
+        measured: tokens and peak bytes of steps.
+        width: tokens of a row.
+        rows: how many there are.
+    """
+
+    def at_most(tokens: int) -> float:
+        smaller = [taken * tokens / of for of, taken in measured if of <= tokens]
+        return min(smaller) if smaller else min(taken for _, taken in measured)
+
+    return next((count for count in range(rows, 1, -1) if at_most(count * width) <= budget), 1)
 
 
 class MicroBatches:
     """Computes steps in groups of rows.
 
     Args:
-        size: rows of a group; ``auto`` measures two small groups where a batch has longer rows than any before, and
-            takes as many as fit into what is free then; None always takes the whole batch.
+        size: rows of a group; ``auto`` measures where a batch has longer rows than any before, first a step of one row
+            and then larger ones that are known to fit, and takes as many as fit into what is free at each step; None
+            always takes the whole batch.
 
     Raises:
         ValueError: the size is below 1.
@@ -62,7 +78,8 @@ class MicroBatches:
         if size not in (None, "auto") and not (isinstance(size, int) and size >= 1):
             raise ValueError(f"micro_batch must be at least 1, auto or None, found {size!r}")
         self.size = size
-        self._measured: tuple[int, float, float] | None = None  # width, fixed bytes, bytes a token
+        self._width = 0  # of the rows that were measured
+        self._measured: list[tuple[int, int]] = []  # tokens and peak bytes of steps
 
     def total(self, module: nn.Module, batch: B, part: Callable[[B], Tensor]) -> Tensor:
         """The sum of ``part`` over the groups of a batch.
@@ -88,31 +105,35 @@ class MicroBatches:
             return len(batch.tree.trees)
         if isinstance(self.size, int):
             return self.size
-        width = batch.tree.input_ids.shape[1]
-        if self._measured is None or width > _LONGER * self._measured[0]:
-            self._measured = self._measure(module, batch, part)
-        _, fixed, per_token = self._measured
-        return rows_that_fit(free_memory(batch.tree.input_ids.device), fixed, per_token, width)
-
-    def _measure(self, module: nn.Module, batch: B, part: Callable[[B], Tensor]) -> tuple[int, float, float]:
-        """What a step takes, as a straight line through steps of one row and of two."""
-        device, width = batch.tree.input_ids.device, batch.tree.input_ids.shape[1]
+        rows, width = batch.tree.input_ids.shape
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        # Adam's two moments, which come with its first step.
-        moments = 2.0 * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        # Adam's two moments, which come with its first step, and the gradients of the groups that were through before.
+        beside = 3 * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        device = batch.tree.input_ids.device
 
-        def step(rows: int) -> int:
-            def work() -> None:
-                torch.autograd.grad(part(batch.rows(0, rows)).sum(), parameters, allow_unused=True)
+        def fitting() -> int:
+            return rows_that_fit(SHARE * free_memory(device) - beside, self._measured, width, rows)
 
-            return memory_taken(device, work)
+        if width > _LONGER * self._width:
+            self._width, self._measured = width, []
+            size = 1
+            while True:
+                self._measured.append((size * width, _step_memory(batch.rows(0, size), part, parameters)))
+                _log.debug("a step of %d x %d tokens takes %.0f MB", size, width, self._measured[-1][1] / 1e6)
+                larger = fitting()
+                if larger <= size or larger == rows:
+                    break
+                size = larger
+        return fitting()
 
-        accelerators = [] if device.type == "cpu" else [device]
-        with torch.random.fork_rng(accelerators, device_type="cuda" if device.type == "cpu" else device.type):
-            one = step(1)
-            # Nothing is known yet of a second row but that it takes no more than the first one and all that is fixed.
-            two = step(2) if 2 * one + moments < SHARE * free_memory(device) else 2 * one
-        per_row = max(two - one, 0)
-        fixed = moments + max(one - per_row, 0)
-        _log.debug("a step takes %.0f MB and %.1f MB a row of %d tokens", fixed / 1e6, per_row / 1e6, width)
-        return width, fixed, per_row / width
+
+def _step_memory(batch: B, part: Callable[[B], Tensor], parameters: Sequence[nn.Parameter]) -> int:
+    """The bytes that a step takes at most, without a trace of it elsewhere."""
+    device = batch.tree.input_ids.device
+
+    def step() -> None:
+        torch.autograd.grad(part(batch).sum(), parameters, allow_unused=True)
+
+    accelerators = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(accelerators, device_type="cuda" if device.type == "cpu" else device.type):
+        return memory_taken(device, step)

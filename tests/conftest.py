@@ -64,6 +64,7 @@ def make_language_model() -> Callable[..., LanguageModel]:
         fold: bool = True,
         keep_features: bool = True,
         computing: Computing | None = None,
+        dtype: torch.dtype = torch.float32,
         vocabulary: Sequence[str] = WORDS,
         seed: int = 0,
     ) -> LanguageModel:
@@ -71,7 +72,7 @@ def make_language_model() -> Callable[..., LanguageModel]:
         model, tokenizer = make_scratch_model(config, seed)
         torch.manual_seed(seed)  # LoRA's matrices
         return LanguageModel(
-            Backbone(model.eval(), tokenizer, "scratch", None),
+            Backbone(model.to(dtype).eval(), tokenizer, "scratch", None),  # type: ignore[arg-type]
             Adaptation(kind, rank, 2 * rank, dropout, top_layers, fold, keep_features),
             computing,
         )
@@ -110,9 +111,13 @@ def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: 
         policy: dict[str, Any] | None = None,
         layers: int = 1,
         top_layers: int | None = None,
+        computing: Computing | None = None,
+        dtype: torch.dtype = torch.float32,
+        precision: str = "32-true",
         **more: Any,
     ) -> IterativePPOLoop:
-        model = make_language_model(kind, layers=layers, hidden=16, top_layers=top_layers, vocabulary=COLOURS)
+        how = {"top_layers": top_layers, "computing": computing, "dtype": dtype}
+        model = make_language_model(kind, layers=layers, hidden=16, vocabulary=COLOURS, **how)
         renderer = ChatRenderer(model.tokenizer)
         numbers: dict[str, Any] = {
             "iterations": 2,
@@ -133,7 +138,7 @@ def make_loop(make_language_model: Callable[..., LanguageModel], word_customer: 
             critic=QCritic(model, learning_rate=3e-3),
             renderer=renderer,
             settings=LoopSettings(**numbers),
-            trainers=TrainerFactory(TrainerConfig(accelerator="cpu")),
+            trainers=TrainerFactory(TrainerConfig(accelerator="cpu", precision=precision)),
             warm_start=WarmStart(model),
             **{"customer": word_customer, **more},
         )

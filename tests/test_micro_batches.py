@@ -129,17 +129,34 @@ def test_a_size_that_is_none(size: Any) -> None:
 
 
 def test_more_memory_never_takes_fewer_rows_and_there_is_always_one() -> None:
-    sizes = [rows_that_fit(free, fixed=1e6, per_token=1e4, width=100) for free in range(0, 200_000_000, 500_000)]
+    measured = [(100, 5_000_000), (400, 12_000_000)]
+    sizes = [rows_that_fit(budget, measured, width=100, rows=64) for budget in range(0, 250_000_000, 500_000)]
     assert sizes[0] == 1
     assert sizes == sorted(sizes)
-    assert sizes[-1] > 100
-    assert rows_that_fit(10**9, fixed=0, per_token=0, width=100) > 10**6, "what takes nothing always fits"
+    assert sizes[-1] == 64
+    assert rows_that_fit(-1.0, measured, width=100, rows=64) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_chosen_fits_whatever_a_step_is_made_of(seed: int) -> None:
+    """A step is some moments, each of which takes something fixed and something for every token."""
+    generator = torch.Generator().manual_seed(seed)
+    moments = [(int(fixed), int(each)) for fixed, each in torch.randint(0, 1000, (4, 2), generator=generator).tolist()]
+
+    def taken(tokens: int) -> int:
+        return max(fixed * 100 + each * tokens for fixed, each in moments)
+
+    measured = [(3 * 50, taken(3 * 50)), (8 * 50, taken(8 * 50))]
+    for budget in range(100_000, 3_000_000, 50_000):
+        for width in (20, 50, 60):
+            rows = rows_that_fit(budget, measured, width, rows=64)
+            assert rows == 1 or taken(rows * width) <= budget
 
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """A device where a step takes 10 bytes, and 3 more for each of its rows' tokens; ``free`` is what is free on it."""
-    state = {"free": 1e9, "measured": 0.0}
+    """A device where a step takes some fixed bytes, and 3 for every token of its rows; ``free`` is what is free."""
+    state = {"free": 1e9, "fixed": 10.0, "measured": 0.0}
 
     def taken(device: torch.device, work: Callable[[], object]) -> int:
         tokens: list[int] = []
@@ -153,7 +170,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
             patch.setattr(LanguageModel, "hidden", hidden)
             work()
         state["measured"] += 1
-        return 10 + 3 * tokens[0]
+        return int(state["fixed"]) + 3 * tokens[0]
 
     monkeypatch.setattr(micro_batches, "memory_taken", taken)
     monkeypatch.setattr(micro_batches, "free_memory", lambda device: int(state["free"]))
@@ -184,23 +201,33 @@ def test_auto_takes_what_fits(
     module.setup("fit")
     batch = batches(PPOPolicy(model))["warm_start"]
     width = batch.tree.input_ids.shape[1]
-    moments = 2 * 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
-    measured = groups_of(module, batch, monkeypatch)
-    assert measured == [1, 2, 5], "steps of one row and of two, then all of them"
+    beside = 3 * 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
+    assert groups_of(module, batch, monkeypatch) == [1, ROWS], "one row says that all fit"
     sizes = []
     for rows in (0.5, 1, 2.1, 3.9, 5.1):
-        pretended["free"] = (moments + 10 + 3 * rows * width) / micro_batches.SHARE + 1
+        pretended["free"] = (beside + rows * (10 + 3 * width)) / micro_batches.SHARE + 1
         sizes.append(groups_of(module, batch, monkeypatch))
     assert sizes == [[1] * 5, [1] * 5, [2, 2, 1], [3, 2], [5]]
+    assert pretended["measured"] == 1
 
 
-def test_auto_does_not_even_measure_what_may_not_fit(
+def test_auto_measures_larger_steps_that_are_known_to_fit(
     make_language_model: Make, pretended: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = WarmStart(make_language_model("lora"), micro_batch="auto")
+    module = WarmStart(make_language_model("lora", rank=1), micro_batch="auto")
     module.setup("fit")
-    pretended["free"] = 100
-    assert groups_of(module, batches(PPOPolicy(module.model))["warm_start"], monkeypatch) == [1] + [1] * ROWS
+    batch = batches(PPOPolicy(module.model))["warm_start"]
+    width = batch.tree.input_ids.shape[1]
+    beside = 3 * 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
+    pretended["fixed"] = fixed = 30 * width  # ten times what a row takes
+    pretended["free"] = (beside + fixed + 4.5 * 3 * width) / micro_batches.SHARE
+    # One row and all that is fixed take 33: two such would not fit into 43.5, nor would larger steps be measured.
+    assert groups_of(module, batch, monkeypatch) == [1] + [1] * ROWS
+    module.micro_batches = MicroBatches("auto")
+    pretended["fixed"] = fixed = 3 * width
+    pretended["free"] = (beside + fixed + 4.5 * 3 * width) / micro_batches.SHARE
+    # Of 16.5, one row takes 6: two fit. Two take 9: three fit. Three take 12: four fit. Four take 15: five do not.
+    assert groups_of(module, batch, monkeypatch) == [1, 2, 3, 4, 4, 1]
 
 
 def test_auto_measures_again_where_rows_are_longer(make_language_model: Make, pretended: dict[str, float]) -> None:
@@ -217,7 +244,7 @@ def test_auto_measures_again_where_rows_are_longer(make_language_model: Make, pr
     for chosen in ((0,), (0, 1), (1, 1), (1, 0), (1, 2)):
         take(*chosen)
         seen.append(pretended["measured"])
-    assert seen == [0, 2, 2, 2, 4], "a single row cannot be cut; two steps for each measurement"
+    assert seen == [0, 1, 1, 1, 2], "a single row cannot be cut"
 
 
 @pytest.mark.parametrize("free", [1.0, 1e12])
@@ -243,7 +270,7 @@ def test_auto_on_this_machine(make_language_model: Make) -> None:
     auto, whole = (WarmStart(model, micro_batch=size) for size in ("auto", None))
     batch = batches(PPOPolicy(model))["warm_start"]
     torch.testing.assert_close(step(auto, batch), step(whole, batch), atol=1e-5, rtol=1e-4)
-    assert auto.micro_batches._measured is not None
+    assert len(auto.micro_batches._measured) == 1
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
