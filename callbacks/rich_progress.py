@@ -34,6 +34,7 @@ _NAMES = {
     "evaluate": "fitting Q",
     "improve": "improving the policy",
     "after": "measuring the policy after training",
+    "score": "scoring",
     "done": "done",
 }
 

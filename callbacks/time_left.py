@@ -35,6 +35,9 @@ def time_left(clock: PhaseClock, settings: LoopSettings, last_iteration: bool = 
     if run.phase == "done":
         return 0.0
 
+    if run.phase == "score":  # nothing comes after it
+        whole = _whole(clock, run, settings)
+        return None if whole is None else max(0.0, whole - (clock.now - run.started))
     iterations = run.iteration + 1 if last_iteration else settings.iterations
     full = {phase: _duration(clock, settings, phase) for phase in ITERATION}
     parts: list[float | None] = []

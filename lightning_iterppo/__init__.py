@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_iterppo.conversation import Conversation, ConversationError, Message, Suggestion, Turn
     from lightning_iterppo.critic import QCritic
     from lightning_iterppo.customers import Customer, CustomerReply
+    from lightning_iterppo.data.conversation_file import ConversationFile
     from lightning_iterppo.data.logs import iter_conversations, read_conversations, write_conversations
     from lightning_iterppo.data.turns import TurnDataModule, split_conversations
     from lightning_iterppo.errors import (
@@ -53,6 +54,7 @@ _HOMES = {
     "conversation": ("Conversation", "ConversationError", "Message", "Suggestion", "Turn"),
     "critic": ("QCritic",),
     "customers": ("Customer", "CustomerReply"),
+    "data.conversation_file": ("ConversationFile",),
     "data.logs": ("iter_conversations", "read_conversations", "write_conversations"),
     "data.turns": ("TurnDataModule", "split_conversations"),
     "errors": (
@@ -91,6 +93,7 @@ __all__ = [
     "ConfigError",
     "Conversation",
     "ConversationError",
+    "ConversationFile",
     "Customer",
     "CustomerError",
     "CustomerReply",

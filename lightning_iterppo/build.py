@@ -15,7 +15,7 @@ from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.data.logs import read_conversations
-from lightning_iterppo.data.turns import check_returns
+from lightning_iterppo.data.trees import check_returns
 from lightning_iterppo.errors import ConfigError, CustomerError
 from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
@@ -153,6 +153,10 @@ def customer_factory(spec: dict[str, Any], where: str) -> Callable[[], Customer]
     return make
 
 
+def _nobody() -> Customer:
+    raise CustomerError("this command has no conversations, so it made no customer")
+
+
 def load_logs(config: Recipe) -> list[Conversation]:
     """The conversations for the warm start; none when the recipe has none.
 
@@ -185,6 +189,7 @@ def _settings(config: Recipe) -> LoopSettings:
         critic_solve_head=critic.solve_head,
         critic_head_prior=critic.head_prior,
         critic_head_trust=critic.head_trust,
+        critic_head_turns=critic.head_turns,
         critic_batch=critic.batch_conversations,
         critic_patience=critic.patience,
         critic_td_lambda=critic.td_lambda,
@@ -209,15 +214,19 @@ def _sampling(config: Recipe) -> Sampling:
     return Sampling(config.sampling.temperature, config.sampling.top_p, config.sampling.max_new_tokens)
 
 
-def build_loop(config: Recipe, *, kept: bool) -> IterativePPOLoop:
+def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePPOLoop:
     """The whole loop of a recipe; nothing is written yet, so that a wrong recipe leaves nothing behind.
 
     Args:
         config: the recipe.
         kept: whether a run directory will be attached. Without one there are no callbacks that need it.
+        talks: whether it may have conversations. Without them nobody's customer has to be there.
     """
-    customer = customer_factory(config.customer, "customer")
-    held_out = customer_factory(config.held_out_customer, "held_out_customer") if config.held_out_customer else None
+    customer, held_out = _nobody, None
+    if talks:
+        customer = customer_factory(config.customer, "customer")
+        if config.held_out_customer:
+            held_out = customer_factory(config.held_out_customer, "held_out_customer")
     logs = load_logs(config)
     callbacks = instantiate_named(config.callbacks, "callbacks", pl.Callback)
     critic = config.critic

@@ -177,6 +177,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     add_output(fit, "where the critic goes", "DIR")
     add_json(fit)
 
+    score = add("score", commands.score, "what each agent message of logs was worth, into a file", recipe=False)
+    score.add_argument("critic", type=Path, metavar="DIR", help="what fit-critic wrote, or a run")
+    score.add_argument("data", type=Path, metavar="FILE.jsonl", help="logs, ours or the chat form")
+    add_output(score, "the file, one agent message a line: id, turn (its index in messages) and q", "SCORES.jsonl")
+    add_json(score)
+
     improve = add("improve", commands.improve, "only PPO, against a fitted critic")
     improve.add_argument("--critic", type=Path, metavar="DIR", required=True, help="what fit-critic wrote")
     improve.add_argument(

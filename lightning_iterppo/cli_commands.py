@@ -96,6 +96,17 @@ def fit_critic(arguments: argparse.Namespace, job: Job) -> int:
     return 0
 
 
+def score(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo score`."""
+    if not arguments.critic.is_dir():
+        raise RunDirectoryError(f"there is no critic {arguments.critic}: `iterppo fit-critic` makes one")
+    _need_files([arguments.data])
+    _need_fresh_output(arguments.output)
+    found = _operations(job).score(arguments.critic, arguments.data, arguments.output)
+    output.figures(found, arguments.json)
+    return 0
+
+
 def improve(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo improve`."""
     config = _config(arguments)

@@ -148,6 +148,9 @@ class CriticConfig:
     # How far those weights are believed. 1 takes them as fitted, which a few hundred conversations make too sure; near
     # 0 every action gets nearly the mean. The order of actions is the same.
     head_trust: float = 0.5
+    # Turns that head is solved for at most: of larger logs, whole conversations drawn by chance. Higher uses more of
+    # them, and so many hidden states of memory; a linear map gains little from more.
+    head_turns: int = 20000
     # Heads of an ensemble on the one trunk, each fitted to its own sample of conversations. More say better how sure
     # Q is, and cost next to nothing; 1 is no ensemble.
     heads: int = 1

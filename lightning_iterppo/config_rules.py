@@ -72,6 +72,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "critic.heads": _at_least(1),
     "critic.pessimism": _at_least(0),
     "critic.head_prior": _POSITIVE,
+    "critic.head_turns": _at_least(1),
     "critic.head_trust": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     "policy.clip": _POSITIVE,
     "policy.learning_rate": _POSITIVE,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
@@ -13,12 +16,16 @@ from lightning_iterppo.behaviour import action_log_ratios
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_head import ActionFeatures, cross_validate_head
-from lightning_iterppo.data.turns import LoggedTree, TurnBatch, TurnDataModule, split_conversations
+from lightning_iterppo.data.conversation_file import outcomes_known, turn_counts
+from lightning_iterppo.data.trees import KEPT_CONVERSATIONS, LoggedTree, Retargeted
+from lightning_iterppo.data.turns import TurnBatch, TurnDataModule, split_conversations
+from lightning_iterppo.data.views import select
 from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.functional.returns import lambda_returns
 from lightning_iterppo.models.rendering import ChatRenderer
-from lightning_iterppo.models.tree import Segment
+from lightning_iterppo.models.tree import Segment, TokenTree
 from lightning_iterppo.phase import PhaseTools
+from lightning_iterppo.scoring import score_in_windows
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.trainer import gather_lists, rank, world_size
 
@@ -84,6 +91,8 @@ class CriticFit:
     def logs(self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None) -> None:
         """Fits Q on logs alone; without validation conversations some of them are held out whole.
 
+        Logs in a `ConversationFile` may be larger than the memory.
+
         Raises:
             LogDataError: no outcome is known, or too few conversations are held out for all processes.
         """
@@ -91,7 +100,8 @@ class CriticFit:
         if settings.critic_epochs == 0:
             self._solve_head([], logs, measure=validation is None)
             if validation is not None:
-                self.tools.validate(self.critic, self._data(logs, validation))
+                some = select(logs, np.flatnonzero(outcomes_known(logs))[:1])  # a data module has to have one
+                self.tools.validate(self.critic, self._data(some, validation))
             return
         if validation is None:
             logs, validation = split_conversations(logs, settings.validation_fraction, self.tools.seed)
@@ -104,10 +114,10 @@ class CriticFit:
     ) -> None:
         """The optimal linear head on the critic's trunk as it is; with ``measure`` cross-validated too."""
         settings = self.settings
-        groups = [*past, newest]
+        groups = [self._some(group) for group in (*past, newest)]
         known = [self._seen_before(group) for group in groups]
         unread = [group for group, features in zip(groups, known, strict=True) if features is None]
-        self.tools.progress.step(sum(c.outcome is not None for group in unread for c in group), "conversations read")
+        self.tools.progress.step(sum(map(len, unread)), "conversations read")
         read = [features or self._features(group) for group, features in zip(groups, known, strict=True)]
         if settings.critic_epochs == 0:
             self._seen = list(zip(groups, read, strict=True))
@@ -130,6 +140,19 @@ class CriticFit:
                 seed=self.tools.seed,
             )
 
+    def _some(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
+        """Those of known outcome; when they have more turns than a head is solved for, whole ones drawn by chance.
+
+        What the head sees of all turns of a million would not fit into memory, and a linear map does not need it.
+        """
+        known = np.flatnonzero(outcomes_known(conversations))
+        turns = turn_counts(conversations)[known]
+        if turns.sum() > self.settings.critic_head_turns:
+            order = torch.randperm(len(known), generator=torch.Generator().manual_seed(self.tools.seed)).numpy()
+            fits = np.cumsum(turns[order]) <= self.settings.critic_head_turns
+            known = np.sort(known[order[: max(2, int(fits.sum()))]])  # cross-validation needs two
+        return select(conversations, known)
+
     def _seen_before(self, group: Sequence[Conversation]) -> ActionFeatures | None:
         for conversations, features in self._seen:
             if len(conversations) == len(group) and all(map(operator.is_, conversations, group)):
@@ -141,7 +164,7 @@ class CriticFit:
         self._frozen = {tuple(t.tree.segments): t.tree.features for t in trees if t.tree.features is not None}
 
     def _with_features(self, data: TurnDataModule) -> TurnDataModule:
-        for item in data.train_trees:
+        for item in data.train_trees.kept:
             item.tree.features = self._frozen.get(tuple(item.tree.segments))
         return data
 
@@ -150,8 +173,8 @@ class CriticFit:
         self._seen = []
 
     def _features(self, conversations: Sequence[Conversation]) -> ActionFeatures | None:
-        """Of all processes' shares; None when no outcome is known."""
-        own = [c for c in conversations if c.outcome is not None][rank() :: world_size()]
+        """Of all processes' shares of conversations with known outcomes; None when there are none."""
+        own = conversations[rank() :: world_size()]
         found = []
         if own:
             data = self._with_features(
@@ -198,14 +221,18 @@ class CriticFit:
             self.critic, data, self.settings.critic_epochs, callbacks=[stop] if held else [], rounds=bootstrapped
         )
 
-    def _bootstrapped(self, items: Sequence[LoggedTree]) -> list[LoggedTree]:
+    def _bootstrapped(self, items: Sequence[LoggedTree]) -> Retargeted:
         """TD(λ) targets from the critic as it is. What is held out is measured against what really came."""
         gamma, lam = self.settings.gamma, self.settings.critic_td_lambda
-        scores = self.critic.score([item.tree for item in items], rows=self.settings.critic_batch)
-        return [
-            LoggedTree(item.tree, lambda_returns(item.returns, values, gamma=gamma, lam=lam), item.weights)
-            for item, values in zip(items, scores, strict=True)
-        ]
+        returns: deque[list[float]] = deque()
+
+        def trees() -> Iterator[TokenTree]:
+            for item in items:
+                returns.append(item.returns)
+                yield item.tree
+
+        scores = score_in_windows(self.critic, trees(), rows=self.settings.critic_batch, window=KEPT_CONVERSATIONS)
+        return Retargeted(items, (lambda_returns(returns.popleft(), each, gamma=gamma, lam=lam) for each in scores))
 
     def _data(
         self,
@@ -213,13 +240,13 @@ class CriticFit:
         held: Sequence[Conversation],
         weights: Mapping[str, Sequence[float]] | None = None,
     ) -> TurnDataModule:
-        known = sum(conversation.outcome is not None for conversation in held)
+        known = int(outcomes_known(held).sum())
         if held and known < world_size():
             raise LogDataError(
                 f"{known} held-out conversations with a known outcome cannot be shared out to {world_size()} "
                 "processes: raise critic.validation_fraction or collect more"
             )
-        if not any(conversation.outcome is not None for conversation in train):
+        if not outcomes_known(train).any():
             raise LogDataError(_NOTHING_KNOWN)
         return self._with_features(
             TurnDataModule(

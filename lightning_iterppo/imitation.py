@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_iterppo.conversation import Conversation
-from lightning_iterppo.data.turns import LoggedTree, TurnDataModule
+from lightning_iterppo.data.trees import LoggedTree
+from lightning_iterppo.data.turns import TurnDataModule
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.phase import PhaseTools
 from lightning_iterppo.settings import LoopSettings
@@ -29,7 +30,7 @@ def imitate(
         tools: Trainers and progress.
 
     Returns:
-        The logs as they were trained on, with what frozen layers made of them.
+        The logs as they were trained on, with what frozen layers made of them, as far as that is kept.
     """
     data = TurnDataModule(
         [conversation.as_sent() for conversation in logs],
@@ -39,4 +40,4 @@ def imitate(
         unknown_outcomes=True,
     )
     tools.fit(warm_start, data, settings.warm_start_epochs)
-    return data.train_trees
+    return data.train_trees.kept

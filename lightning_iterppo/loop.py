@@ -161,7 +161,7 @@ class IterativePPOLoop:
 
     def run(self) -> Summary:
         """Runs to the end, from wherever `load_state_dict` left it."""
-        with self._running():
+        with self.running():
             self._phase("warm-start", self._warm_start)
             self._phase("before", lambda: self._measure("before"))
             for iteration in range(self.settings.iterations):
@@ -173,8 +173,8 @@ class IterativePPOLoop:
         return self.summary
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Begins and ends with the hooks of a run, whatever happens in between."""
+    def running(self) -> Iterator[None]:
+        """Begins and ends with the hooks of a run, whatever happens in between: for a part of one alone, too."""
         self.tools.place()
         try:
             self.hook("on_run_start")
@@ -292,7 +292,7 @@ class IterativePPOLoop:
 
     def talk(self, conversations: int, name: str, *, training: bool) -> list[Conversation]:
         """Conversations under the policy as it is, with customers of the training seeds or of the evaluation ones."""
-        with self._running():
+        with self.running():
             self.tools.begin("collect", conversations, "conversations")
             seeds = TRAINING_SEEDS if training else EVALUATION_SEEDS
             found = self.talker.talk(self.customer, seeds, conversations, name, name)
@@ -303,7 +303,7 @@ class IterativePPOLoop:
         self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None
     ) -> dict[str, float | None]:
         """Fits Q on logs, some of them held out whole without validation conversations. Gives the held-out figures."""
-        with self._running():
+        with self.running():
             self.tools.begin("evaluate")
             self.critic_fit.logs(logs, validation)
             self._done()
@@ -311,7 +311,7 @@ class IterativePPOLoop:
 
     def improve_only(self, logs: Sequence[Conversation]) -> dict[str, float | None]:
         """One improvement from logged states against the critic as it is, with a checkpoint. Gives its figures."""
-        with self._running():
+        with self.running():
             self.conversations = list(logs)
             self._current = IterationRecord(0, known_rate(logs))
             self._phase("improve-0", lambda: self._improve(0), "on_improve_end")

@@ -13,17 +13,22 @@ from lightning_iterppo.build import build_loop, instantiate_named, load_language
 from lightning_iterppo.composition import load_recipe, to_yaml
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.data.conversation_file import ConversationFile
 from lightning_iterppo.data.logs import read_conversations, write_conversations
 from lightning_iterppo.errors import RunDirectoryError
 from lightning_iterppo.evaluation.rates import outcome_rate
-from lightning_iterppo.files import replace_directory
+from lightning_iterppo.files import replace_directory, write_text_atomically
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
-from lightning_iterppo.run_directory import RunDirectory
-from lightning_iterppo.snapshot import load_critic, save_critic
+from lightning_iterppo.run_directory import RECIPE, RunDirectory
+from lightning_iterppo.scoring import write_scores
+from lightning_iterppo.snapshot import HEAD, load_critic, save_critic
 from lightning_iterppo.step_metrics import continue_metrics
 from lightning_iterppo.summary import Summary
-from lightning_iterppo.trainer import barrier, rank
+from lightning_iterppo.trainer import TrainerFactory, barrier, rank
+
+#: In a directory that `fit_critic` wrote: what `score` makes the critic from. Not `RECIPE`, which marks a run.
+CRITIC_RECIPE = "critic.yaml"
 
 
 def train(config: Recipe, run: Path, resume: bool) -> Summary:
@@ -124,14 +129,70 @@ def fit_critic(config: Recipe, data: list[Path], validation: list[Path], output:
         RunDirectoryError: the directory is not empty.
     """
     _refuse_full(output)
-    logs = read_conversations(data)
-    held = read_conversations(validation) if validation else None
+    logs = ConversationFile(data)
+    held = ConversationFile(validation) if validation else None
+    recipe = to_yaml(config)
     loop = build_loop(_without_logs(config), kept=False)
     figures = loop.fit_critic_only(logs, held)
     if rank() == 0:
         with replace_directory(output) as directory:
             save_critic(directory, loop.language_model, loop.critic)
+            write_text_atomically(directory / CRITIC_RECIPE, recipe)
     return {"critic": str(output), **figures}
+
+
+def score(critic: Path, data: Path, output: Path) -> dict[str, Any]:
+    """Q of every agent message of a file of conversations, into a file; in one process.
+
+    Args:
+        critic: what `fit_critic` wrote, or a run, or the critic of one of its checkpoints.
+        data: the conversations.
+        output: one line an agent message; see `write_scores`.
+
+    Raises:
+        LogFormatError: a line of the file is not a conversation; nothing has been scored then.
+        RunDirectoryError: there is no critic.
+    """
+    directory, config = _find_critic(critic)
+    conversations = ConversationFile(data)
+    config.trainer.num_nodes = 1
+    if TrainerFactory(config.trainer).several_processes:
+        config.trainer.devices, config.trainer.strategy = 1, "auto"
+    loop = build_loop(_without_logs(config), kept=False, talks=False)
+    try:
+        load_critic(directory, loop.language_model, loop.critic)
+    except (FileNotFoundError, ValueError) as error:
+        raise RunDirectoryError(f"{critic}: {error}") from error
+
+    def scored(trees: int, tokens: int) -> None:
+        loop.progress.done += trees
+        loop.progress.tokens += tokens
+        loop.tools.moved()
+
+    with loop.running():
+        loop.tools.begin("score", len(conversations), "conversations")
+        rows = max(8, config.critic.batch_conversations)
+        done = write_scores(loop.critic, loop.renderer, conversations, output, rows=rows, on_batch=scored)
+        loop.tools.begin("done")
+    return {"scores": str(output), "conversations": done.conversations, "turns": done.turns, "q_mean": done.mean}
+
+
+def _find_critic(path: Path) -> tuple[Path, Recipe]:
+    """A critic's directory and the recipe it was made with: its own, or that of the run that it is of."""
+    if (path / CRITIC_RECIPE).is_file():
+        return path, load_recipe(path / CRITIC_RECIPE)
+    directory = path
+    if (path / RECIPE).is_file():
+        newest = RunDirectory.open(path).newest_checkpoint()
+        if newest is None:
+            raise RunDirectoryError(f"{path} has no checkpoint yet")
+        directory = newest / "critic"
+    elif (path / "critic").is_dir():
+        directory = path / "critic"
+    run = next((each for each in directory.resolve().parents if (each / RECIPE).is_file()), None)
+    if not (directory / HEAD).is_file() or run is None:
+        raise RunDirectoryError(f"{path} holds no critic and its recipe; give what fit-critic wrote, or a run")
+    return directory, load_recipe(run / RECIPE)
 
 
 def improve(config: Recipe, critic: Path, data: list[Path], run: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lightning_iterppo.machine import release_memory
 # Often enough that freed memory does not pile up, and rarely enough to cost nothing beside the batches.
 _BATCHES_A_RELEASE = 4
 
-Phase = Literal["start", "logs", "warm-start", "before", "collect", "evaluate", "improve", "after", "done"]
+Phase = Literal["start", "logs", "warm-start", "before", "collect", "evaluate", "improve", "after", "score", "done"]
 
 
 @dataclass(slots=True)

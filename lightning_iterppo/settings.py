@@ -27,6 +27,7 @@ class LoopSettings:
     critic_solve_head: bool = True
     critic_head_prior: float = 3.0
     critic_head_trust: float = 0.5
+    critic_head_turns: int = 20_000
     critic_batch: int = 8
     critic_patience: int = 2
     critic_td_lambda: float = 1.0

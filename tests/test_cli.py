@@ -74,6 +74,10 @@ class Operations:
         self.calls.append(("fit_critic", config, data, validation, output))
         return {"auroc": 0.75}
 
+    def score(self, critic: Path, data: Path, output: Path) -> dict[str, Any]:
+        self.calls.append(("score", critic, data, output))
+        return {"q_mean": 0.5}
+
     def improve(self, config: Recipe, critic: Path, data: list[Path], run: Path) -> dict[str, Any]:
         self.calls.append(("improve", config, critic, data, run))
         return {"kl_old": 0.5}
@@ -140,10 +144,11 @@ def test_recipes_lists_recipes_and_groups(capsys: pytest.CaptureFixture[str]) ->
 def test_help_lists_what_works_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
-    for name in ("train", "collect", "fit-critic", "improve", "evaluate", "export", "recipes", "show", "doctor"):
+    names = ("train", "collect", "fit-critic", "score", "improve", "evaluate", "export", "recipes", "show", "doctor")
+    for name in names:
         assert f"\n    {name}" in printed
         assert main([name, "--help"]) == 0
-    for later in ("score", "estimate", "import", "serve", "report"):
+    for later in ("estimate", "import", "serve", "report"):
         assert f"\n    {later}" not in printed
     capsys.readouterr()
     assert main([]) == 0
@@ -250,8 +255,10 @@ def test_every_command_reaches_its_function(
     assert json.loads(capsys.readouterr().out) == {"outcome_rate": 0.25}
     assert main(["improve", "probe", "--critic", "critic", "--data", "a.jsonl", "-o", "improved"]) == 0
     assert main(["export", str(run), "-o", "model", "--iteration", "1"]) == 0
-    assert [call[0] for call in operations.calls] == ["collect", "evaluate", "improve", "export"]
+    assert main(["score", "critic", "a.jsonl", "-o", "q.jsonl"]) == 0
+    assert [call[0] for call in operations.calls] == ["collect", "evaluate", "improve", "export", "score"]
     assert operations.calls[0][3:] == (None, 7) and operations.calls[3][1:] == (run, Path("model"), 1)
+    assert operations.calls[4][1:] == (Path("critic"), Path("a.jsonl"), Path("q.jsonl"))
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------
@@ -280,6 +287,9 @@ def test_every_command_reaches_its_function(
         (["collect"], ["-o/--output"]),
         (["collect", "-o", "x", "-n", "0"], ["--conversations"]),
         (["fit-critic", "--data", "nowhere.jsonl", "-o", "x"], ["no file nowhere.jsonl"]),
+        (["score", "nowhere", "file.txt", "-o", "x"], ["no critic nowhere"]),
+        (["score", "empty", "nowhere.jsonl", "-o", "x"], ["no file nowhere.jsonl"]),
+        (["score", "empty", "file.txt", "-o", "file.txt"], ["file.txt", "overwritten"]),
         (["improve", "--critic", "nowhere", "--data", "file.txt", "-o", "x"], ["no critic nowhere"]),
         (["evaluate", "--policy", "nowhere"], ["no policy nowhere"]),
         (["export", "empty", "-o", "x"], ["empty is not a run"]),

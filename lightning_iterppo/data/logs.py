@@ -8,7 +8,44 @@ from pathlib import Path
 
 from lightning_iterppo.conversation import Conversation, ConversationError
 from lightning_iterppo.errors import LogFormatError
-from lightning_iterppo.files import write_text_atomically
+from lightning_iterppo.files import write_lines_atomically
+
+
+def parse_line(path: Path, number: int, raw: bytes) -> Conversation | None:
+    """The conversation on a line of a file, the first being 1; None for an empty line.
+
+    Raises:
+        LogFormatError: it is not a conversation.
+    """
+    try:
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        if not line.strip():
+            return None
+        return Conversation.from_json(json.loads(line))
+    except UnicodeDecodeError as error:
+        raise LogFormatError(path, number, f"not UTF-8 ({error.reason} at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise LogFormatError(path, number, f"not JSON ({error.msg} at column {error.colno})") from error
+    except ConversationError as error:
+        raise LogFormatError(path, number, str(error)) from error
+
+
+def numbered_conversations(path: str | Path) -> Iterator[tuple[int, int, Conversation]]:
+    """The conversations of a file, each with its line's number and the byte that the line begins at.
+
+    Raises:
+        LogFormatError: a line is not a conversation, with its number; or the file is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LogFormatError(path, 0, "there is no such file")
+    offset = 0
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            conversation = parse_line(path, number, raw)
+            if conversation is not None:
+                yield number, offset, conversation
+            offset += len(raw)
 
 
 def iter_conversations(path: str | Path) -> Iterator[Conversation]:
@@ -17,22 +54,8 @@ def iter_conversations(path: str | Path) -> Iterator[Conversation]:
     Raises:
         LogFormatError: a line is not a conversation, with its number; or the file is not there.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise LogFormatError(path, 0, "there is no such file")
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not line.strip():
-                    continue
-                yield Conversation.from_json(json.loads(line))
-            except UnicodeDecodeError as error:
-                raise LogFormatError(path, number, f"not UTF-8 ({error.reason} at byte {error.start})") from error
-            except json.JSONDecodeError as error:
-                raise LogFormatError(path, number, f"not JSON ({error.msg} at column {error.colno})") from error
-            except ConversationError as error:
-                raise LogFormatError(path, number, str(error)) from error
+    for _, _, conversation in numbered_conversations(path):
+        yield conversation
 
 
 def read_conversations(paths: str | Path | Iterable[str | Path]) -> list[Conversation]:
@@ -53,5 +76,4 @@ def read_conversations(paths: str | Path | Iterable[str | Path]) -> list[Convers
 
 def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> None:
     """One conversation a line; the file is whole or not there."""
-    lines = [json.dumps(c.to_json(), ensure_ascii=False) for c in conversations]
-    write_text_atomically(path, "".join(line + "\n" for line in lines))
+    write_lines_atomically(path, (json.dumps(c.to_json(), ensure_ascii=False) for c in conversations))

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_iterppo.conversation import Conversation
-from lightning_iterppo.errors import LogDataError
+from lightning_iterppo.data.trees import KEPT_CONVERSATIONS, LoggedTree, LoggedTrees, token_lengths
+from lightning_iterppo.data.views import select
 from lightning_iterppo.models.rendering import ChatRenderer
-from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedTree:
-    """A conversation as a tree, the return G_t of each of its actions, and how much each counts (empty: 1)."""
-
-    tree: TokenTree
-    returns: list[float]
-    weights: list[float] = field(default_factory=list)
+from lightning_iterppo.models.tree import TreeBatch, collate_trees
 
 
 @dataclass(slots=True)
@@ -40,55 +33,12 @@ class TurnBatch:
         return TurnBatch(self.tree.rows(start, stop), self.returns[own], self.weights[own])
 
 
-def logged_trees(
-    conversations: Sequence[Conversation],
-    renderer: ChatRenderer,
-    gamma: float,
-    *,
-    unknown_outcomes: bool = False,
-    weights: Mapping[str, Sequence[float]] | None = None,
-) -> list[LoggedTree]:
-    """Trees with Monte Carlo returns; conversations whose outcome is unknown are left out, never taken for a 0.
-
-    With ``unknown_outcomes`` they are there, with NaN for returns: for what learns from the messages alone. ``weights``
-    are of conversations' turns, by the conversation's id.
-    """
-    return [
-        LoggedTree(
-            renderer.render(conversation).tree,
-            [math.nan] * len(conversation.turns) if conversation.outcome is None else conversation.returns(gamma),
-            list((weights or {}).get(conversation.id, [])),
-        )
-        for conversation in conversations
-        if unknown_outcomes or conversation.outcome is not None
-    ]
-
-
-def check_returns(conversations: Iterable[Conversation], gamma: float, bounds: tuple[float, float] | None) -> None:
-    """A critic that fits returns in a range needs every known one to lie in it; by default Q is a probability.
-
-    Raises:
-        LogDataError: one does not, with its conversation and turn.
-    """
-    if bounds is None:
-        return
-    low, high = bounds
-    for conversation in conversations:
-        if conversation.outcome is None:
-            continue
-        for turn, value in enumerate(conversation.returns(gamma)):
-            if not low - 1e-9 <= value <= high + 1e-9:
-                raise LogDataError(
-                    f"conversation {conversation.id!r}, turn {turn + 1}: from here on it earned {value:g}, but the "
-                    f"critic needs returns from {low:g} to {high:g}: scale the outcomes, or fit amounts with "
-                    "critic.loss=mse or hl-gauss and critic.low and critic.high"
-                )
-
-
 def split_conversations(
     conversations: Sequence[Conversation], fraction: float, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
+) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """Training and validation conversations: whole ones, so that no turn of a validation conversation was trained on.
+
+    Both are lists of a list's conversations, and read nothing of a `ConversationFile`'s.
 
     Raises:
         ValueError: the fraction leaves one side empty.
@@ -98,22 +48,22 @@ def split_conversations(
         raise ValueError(
             f"cannot hold out {fraction:g} of {len(conversations)} conversations and keep some on both sides"
         )
-    order = torch.randperm(len(conversations), generator=torch.Generator().manual_seed(seed)).tolist()
-    return [conversations[i] for i in sorted(order[held:])], [conversations[i] for i in sorted(order[:held])]
+    order = torch.randperm(len(conversations), generator=torch.Generator().manual_seed(seed)).numpy()
+    return select(conversations, np.sort(order[held:])), select(conversations, np.sort(order[:held]))
 
 
-def shard(items: Sequence[LoggedTree], rank: int, world_size: int, *, equal: bool) -> list[LoggedTree]:
+def shard(items: Sequence[LoggedTree], rank: int, world_size: int, *, equal: bool) -> Sequence[LoggedTree]:
     """The items of one process.
 
     With ``equal`` every process gets the same number, the first ones repeated if need be: processes that take different
     numbers of steps would wait for each other for ever.
     """
     if world_size == 1:
-        return list(items)
-    chosen = list(range(rank, len(items), world_size))
-    if equal and items and len(chosen) < -(-len(items) // world_size):
-        chosen.append(rank % len(items))
-    return [items[i] for i in chosen]
+        return items
+    chosen = np.arange(rank, len(items), world_size)
+    if equal and len(items) and len(chosen) < -(-len(items) // world_size):
+        chosen = np.append(chosen, rank % len(items))
+    return select(items, chosen)
 
 
 class LengthBatches(Sampler[list[int]]):
@@ -128,9 +78,15 @@ class LengthBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, *, seed: int = 0, passes: int = 1, shuffle: bool = True
+        self,
+        lengths: Sequence[int] | NDArray[np.int32],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        passes: int = 1,
+        shuffle: bool = True,
     ) -> None:
-        self.lengths = lengths
+        self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.passes = passes
         self.shuffle = shuffle
@@ -141,16 +97,15 @@ class LengthBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for _ in range(self.passes):
-            order = list(range(len(self.lengths)))
-            if self.shuffle:
-                order = torch.randperm(len(order), generator=self.generator).tolist()
+            count = len(self.lengths)
+            order = torch.randperm(count, generator=self.generator).numpy() if self.shuffle else np.arange(count)
             # A wide window of random items, sorted inside: nearly no padding, and still random batches.
-            order.sort(key=lambda index: self.lengths[index] // 16)
-            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            order = order[np.argsort(self.lengths[order] // 16, kind="stable")]
+            starts = np.arange(0, count, self.batch_size)
             if self.shuffle:
-                mixed = torch.randperm(len(batches), generator=self.generator).tolist()
-                batches = [batches[i] for i in mixed]
-            yield from batches
+                starts = starts[torch.randperm(len(starts), generator=self.generator).numpy()]
+            for start in starts:
+                yield order[start : start + self.batch_size].tolist()
 
 
 class _Listed(Dataset[LoggedTree]):
@@ -167,6 +122,8 @@ class _Listed(Dataset[LoggedTree]):
 class TurnDataModule(pl.LightningDataModule):
     """Conversations for `QCritic` and `WarmStart`.
 
+    Of a `ConversationFile` it holds some bytes a conversation, and the trees that `LoggedTrees` keeps.
+
     Args:
         train: conversations to learn from.
         validation: whole conversations held out; empty skips validation.
@@ -179,6 +136,8 @@ class TurnDataModule(pl.LightningDataModule):
         weights: how much the turns of training conversations count, by the conversation's id; 1 where there are none.
         relabel: other targets for the training conversations, asked for whenever a training dataloader is: with
             ``reload_dataloaders_every_n_epochs=1`` in every epoch.
+        keep: how many trees are kept at most; see `LoggedTrees`. Of the training conversations, and of the others.
+        on_read: called after every conversation of the pass that finds their lengths.
 
     Raises:
         ValueError: there is no training conversation, or none with a known outcome.
@@ -198,6 +157,8 @@ class TurnDataModule(pl.LightningDataModule):
         bounds: tuple[float, float] | None = (0.0, 1.0),
         weights: Mapping[str, Sequence[float]] | None = None,
         relabel: Callable[[Sequence[LoggedTree]], Sequence[LoggedTree]] | None = None,
+        keep: int = KEPT_CONVERSATIONS,
+        on_read: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self.renderer = renderer
@@ -205,10 +166,23 @@ class TurnDataModule(pl.LightningDataModule):
         self.seed = seed
         self.relabel = relabel
         self._loads = 0
-        if not unknown_outcomes:
-            check_returns([*train, *validation], gamma, bounds)
-        self.train_trees = logged_trees(train, renderer, gamma, unknown_outcomes=unknown_outcomes, weights=weights)
-        self.validation_trees = logged_trees(validation, renderer, gamma, unknown_outcomes=unknown_outcomes)
+
+        def trees(
+            conversations: Sequence[Conversation], weights: Mapping[str, Sequence[float]] | None = None
+        ) -> LoggedTrees:
+            return LoggedTrees(
+                conversations,
+                renderer,
+                gamma,
+                unknown_outcomes=unknown_outcomes,
+                bounds=None if unknown_outcomes else bounds,
+                weights=weights,
+                keep=keep,
+                on_read=on_read,
+            )
+
+        self.train_trees = trees(train, weights)
+        self.validation_trees = trees(validation)
         if not self.train_trees:
             raise ValueError("no training conversation has a known outcome, so there is nothing to learn from")
 
@@ -216,10 +190,10 @@ class TurnDataModule(pl.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         own = shard(items, rank, world, equal=training)
         seed = self.seed + self._loads
-        batches = LengthBatches([len(i.tree) for i in own], self.batch_size, seed=seed, shuffle=training)
+        batches = LengthBatches(token_lengths(own), self.batch_size, seed=seed, shuffle=training)
         return DataLoader(_Listed(own), batch_sampler=batches, collate_fn=self.collate)
 
-    def collate(self, items: list[LoggedTree]) -> TurnBatch:
+    def collate(self, items: Sequence[LoggedTree]) -> TurnBatch:
         """A batch of conversations."""
         returns = [value for item in items for value in item.returns]
         weights = [value for item in items for value in item.weights or [1.0] * len(item.returns)]

@@ -6,6 +6,7 @@ log-probability of an action is about the tokens that were drawn.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ PLAIN_TEMPLATE = (
 _OPENING = "@@opening@@"  # stands for any message
 # Prompts and pieces of text that are kept: conversations are rendered again in every phase.
 _KEPT = 16384
+_KEPT_IN_PASSING = 64
 _CHAT_NAMES = {"customer": "user", "agent": "assistant"}
 
 
@@ -61,8 +63,17 @@ class ChatRenderer:
         self.stop_token_id = int(tokenizer.eos_token_id)
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_id)
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-        self._prompt_text = lru_cache(maxsize=_KEPT)(self._make_prompt_text)
-        self._encode = lru_cache(maxsize=_KEPT)(self._make_ids)
+        self._remember(_KEPT)
+
+    def _remember(self, count: int) -> None:
+        self._prompt_text = lru_cache(maxsize=count)(self._make_prompt_text)
+        self._encode = lru_cache(maxsize=count)(self._make_ids)
+
+    def forgetful(self) -> ChatRenderer:
+        """The same renderer for conversations that come once: it keeps no more prompts than one of them shares."""
+        other = copy.copy(self)
+        other._remember(_KEPT_IN_PASSING)
+        return other
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a piece of text, special tokens recognised but none added."""

@@ -7,14 +7,8 @@ from collections import Counter
 import pytest
 
 from lightning_iterppo.conversation import Conversation, Turn
-from lightning_iterppo.data.turns import (
-    LengthBatches,
-    LoggedTree,
-    TurnDataModule,
-    logged_trees,
-    shard,
-    split_conversations,
-)
+from lightning_iterppo.data.trees import LoggedTree, LoggedTrees
+from lightning_iterppo.data.turns import LengthBatches, TurnDataModule, shard, split_conversations
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import make_scratch_tokenizer
 from lightning_iterppo.models.tree import TokenTree
@@ -31,7 +25,7 @@ def talk(name: str, outcome: float | None, turns: int = 2) -> Conversation:
 
 
 def test_every_turn_has_its_return(renderer: ChatRenderer) -> None:
-    (item,) = logged_trees([talk("a", 1.0, turns=3)], renderer, gamma=0.5)
+    (item,) = LoggedTrees([talk("a", 1.0, turns=3)], renderer, gamma=0.5)
     assert item.returns == [0.25, 0.5, 1.0]
     assert len(item.tree.actions) == 3
 
