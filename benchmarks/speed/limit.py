@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=30, help="of the model")
     parser.add_argument("--top-layers", type=int, nargs="+", default=[30, 10])
+    parser.add_argument("--dtype", default="auto", help="of the weights, on both sides")
     parser.add_argument("--try", dest="trial", action="store_true", help="write no results")
     parser.add_argument("--work", nargs="+", default=[], metavar="KEY=NUMBER", help="other work")
     arguments = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> None:
         task = Path(directory) / "work.json"
         task.write_text(json.dumps(work), encoding="utf-8")
         for top in arguments.top_layers:
-            options = [] if top == arguments.layers else ["--top-layers", str(top)]
+            options = ["--dtype", arguments.dtype, *([] if top == arguments.layers else ["--top-layers", str(top)])]
             update, least = (
                 Side(
                     f"{name}, top {top} layers",

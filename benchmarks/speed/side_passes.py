@@ -18,6 +18,8 @@ import torch
 from sides import serve
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from lightning_iterppo.models.backbones import resolve_dtype
+
 
 def main() -> None:
     """Loads, and serves the passes of updates."""
@@ -25,9 +27,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("work", type=Path, help="a JSON file that update.py makes")
     parser.add_argument("--top-layers", type=int, help="the layers above the frozen ones, whose passes repeat")
+    parser.add_argument("--dtype", default="auto", help="of the weights")
     arguments = parser.parse_args()
     work = json.loads(arguments.work.read_text(encoding="utf-8"))
-    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).model
+    model: Any = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=resolve_dtype(arguments.dtype)).model
     model.requires_grad_(False)
     layers = model.layers
     top = arguments.top_layers or len(layers)
