@@ -248,6 +248,10 @@ class CriticFit:
             )
         if not outcomes_known(train).any():
             raise LogDataError(_NOTHING_KNOWN)
+        count = len(train) + len(held)
+        large = count > KEPT_CONVERSATIONS  # which takes long enough to be shown
+        if large:
+            self.tools.progress.step(count, "conversations read")
         return self._with_features(
             TurnDataModule(
                 train,
@@ -258,5 +262,10 @@ class CriticFit:
                 seed=self.tools.seed,
                 bounds=self.critic.objective.bounds,
                 weights=weights,
+                on_read=self._one_read if large else None,
             )
         )
+
+    def _one_read(self) -> None:
+        self.tools.progress.done += 1
+        self.tools.moved()
