@@ -246,12 +246,12 @@ class CriticFit:
                 f"{known} held-out conversations with a known outcome cannot be shared out to {world_size()} "
                 "processes: raise critic.validation_fraction or collect more"
             )
-        if not outcomes_known(train).any():
+        count = int(outcomes_known(train).sum())
+        if not count:
             raise LogDataError(_NOTHING_KNOWN)
-        count = len(train) + len(held)
         large = count > KEPT_CONVERSATIONS  # which takes long enough to be shown
         if large:
-            self.tools.progress.step(count, "conversations read")
+            self.tools.progress.step(count + known, "conversations read")
         return self._with_features(
             TurnDataModule(
                 train,

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from lightning_iterppo import critic_fit as critic_fit_module
 from lightning_iterppo import operations
 from lightning_iterppo.composition import compose
 from lightning_iterppo.config import Recipe
@@ -155,6 +156,21 @@ def test_a_return_out_of_bounds_is_found_wherever_it_is(tmp_path: Path, monkeypa
     with pytest.raises(LogDataError, match=r"conversation 'odd', turn 1: from here on it earned 7"):
         operations.fit_critic(recipe(), [tmp_path / "logs.jsonl"], [], tmp_path / "critic")
     assert not (tmp_path / "critic").exists()
+
+
+def test_reading_a_large_log_is_shown(make_loop: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Looks(Callback):
+        def on_progress(self, loop: IterativePPOLoop) -> None:
+            if loop.progress.unit == "conversations read":
+                seen.append((loop.progress.done, loop.progress.total))
+
+    monkeypatch.setattr(critic_fit_module, "KEPT_CONVERSATIONS", 20)
+    logs = [talk for talk in talks(60) if talk.outcome is not None]
+    loop = make_loop(settings={"critic_epochs": 1, "critic_solve_head": False}, callbacks=[Looks()])
+    loop.fit_critic_only(logs, None)
+    assert seen == [(number, len(logs)) for number in range(1, len(logs) + 1)]
 
 
 # -- scoring ---------------------------------------------------------------------------------------------------------
