@@ -246,8 +246,12 @@ class CriticFit:
                 f"{known} held-out conversations with a known outcome cannot be shared out to {world_size()} "
                 "processes: raise critic.validation_fraction or collect more"
             )
-        if not outcomes_known(train).any():
+        count = int(outcomes_known(train).sum())
+        if not count:
             raise LogDataError(_NOTHING_KNOWN)
+        large = count > KEPT_CONVERSATIONS  # which takes long enough to be shown
+        if large:
+            self.tools.progress.step(count + known, "conversations read")
         return self._with_features(
             TurnDataModule(
                 train,
@@ -258,5 +262,10 @@ class CriticFit:
                 seed=self.tools.seed,
                 bounds=self.critic.objective.bounds,
                 weights=weights,
+                on_read=self._one_read if large else None,
             )
         )
+
+    def _one_read(self) -> None:
+        self.tools.progress.done += 1
+        self.tools.moved()

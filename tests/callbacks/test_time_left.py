@@ -144,6 +144,11 @@ def test_measurements_between_iterations_are_counted(run: Run) -> None:
     )
 
 
+def test_nothing_comes_after_scoring(run: Run) -> None:
+    assert run.at(0, "score", total=1000, unit="conversations") is None
+    assert run.at(20, "score", done=200, total=1000, unit="conversations") == pytest.approx(80)
+
+
 def test_a_last_iteration_s_measurement_is_followed_by_the_final_one(run: Run) -> None:
     run.loop.settings.evaluate_every = 3
     run.before()

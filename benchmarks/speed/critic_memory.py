@@ -1,0 +1,155 @@
+"""Peak memory of fitting Q, and of scoring, on logs of ever more turns.
+
+``python benchmarks/speed/critic_memory.py``: writes seeded logs of 10 thousand, 100 thousand and a million turns, runs
+``iterppo fit-critic`` and then ``iterppo score`` on each, in a process of its own, with a model of two layers made from
+nothing, and records the most memory that the operating system counted for each process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.data.logs import write_conversations
+from lightning_iterppo.files import write_json_atomically
+from lightning_iterppo.machine import describe_machine
+
+RESULT = Path(__file__).resolve().parents[1] / "results" / "speed" / "critic_memory.json"
+ASKED = ["thirsty", "hungry", "hot", "cold", "hmm"]
+SAID = ["tea", "juice", "soup", "salad", "okay"]
+TURNS_A_CONVERSATION = (3, 9)  # at least and at most
+RECIPE = [
+    *("probe", "trainer=cpu", "callbacks.progress=null", f"model.scratch.vocabulary=[{','.join(ASKED + SAID)}]"),
+    *("model.scratch.hidden_size=64", "model.scratch.layers=2", "model.scratch.max_length=128"),
+    *("critic.epochs=1", "critic.batch_conversations=64"),
+]
+
+
+def conversations(turns: int, seed: int) -> Iterator[Conversation]:
+    """Conversations of so many turns together, won when tea was offered to the thirsty more often than not."""
+    chance = random.Random(seed)
+    left, number = turns, 0
+    while left:
+        count = min(left, chance.randint(*TURNS_A_CONVERSATION))
+        exchanges = [(chance.choice(ASKED), chance.choice(SAID)) for _ in range(count)]
+        met = sum((asked == "thirsty") == (said == "tea") for asked, said in exchanges)
+        won = float(chance.random() < met / count)
+        made = [
+            Turn(f"hmm {asked}", f"okay {said}", reward=won if place == count - 1 else 0.0)
+            for place, (asked, said) in enumerate(exchanges)
+        ]
+        yield Conversation(str(number), tuple(made), outcome=won)
+        left, number = left - count, number + 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One process: seconds from start to end, and the most memory the system counted for it."""
+
+    seconds: float
+    peak_memory_bytes: int
+
+
+def measure(words: Sequence[str], log: Path) -> Measured:
+    """Runs ``iterppo WORDS``.
+
+    Raises:
+        RuntimeError: it failed; with what it said.
+    """
+    started = time.perf_counter()
+    with open(log, "wb") as said:
+        command = [sys.executable, "-m", "lightning_iterppo.cli", *words]
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    if process.returncode != 0:
+        raise RuntimeError(f"iterppo {words[0]} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    return Measured(seconds, usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024)
+
+
+def measure_size(turns: int, seed: int, place: Path) -> dict[str, Any]:
+    """Both commands on logs of so many turns."""
+    logs, critic = place / "logs.jsonl", place / "critic"
+    write_conversations(logs, conversations(turns, seed))
+    fit = measure(
+        ["fit-critic", *RECIPE, f"seed={seed}", "--data", str(logs), "-o", str(critic), "--json"], place / "fit.txt"
+    )
+    scores = place / "scores.jsonl"
+    score = measure(["score", str(critic), str(logs), "-o", str(scores), "--json"], place / "score.txt")
+    with open(logs, "rb") as file:
+        count = sum(1 for _ in file)
+    with open(scores, "rb") as file:
+        if sum(1 for _ in file) != turns:
+            raise RuntimeError(f"{turns} turns were to be scored, but {scores} has another number of lines")
+    return {
+        "turns": turns,
+        "conversations": count,
+        "log_bytes": logs.stat().st_size,
+        "fit_critic": asdict(fit),
+        "score": asdict(score),
+    }
+
+
+def table(sizes: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one line a size."""
+    lines = [
+        "| turns | conversations | fit-critic: peak, MB | seconds | score: peak, MB | seconds |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for size in sizes:
+        cells = [f"{size['turns']:,}", f"{size['conversations']:,}"]
+        for part in ("fit_critic", "score"):
+            cells += [f"{size[part]['peak_memory_bytes'] / 1e6:.0f}", f"{size[part]['seconds']:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(sizes: Sequence[dict[str, Any]], part: str) -> float:
+    """How much more the largest peak is than the smallest: 0.1 is ten per cent."""
+    peaks = [size[part]["peak_memory_bytes"] for size in sizes]
+    return float(max(peaks) / min(peaks) - 1)
+
+
+def main() -> None:
+    """Measures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--try", dest="trial", action="store_true", help="write no results")
+    arguments = parser.parse_args()
+    sizes = []
+    for turns in arguments.turns:
+        with tempfile.TemporaryDirectory() as directory:
+            sizes.append(measure_size(turns, arguments.seed, Path(directory)))
+        print(json.dumps(sizes[-1]), flush=True)
+    print(table(sizes))
+    spreads = {part: spread(sizes, part) for part in ("fit_critic", "score")}
+    print(f"largest peak over smallest: fit-critic +{spreads['fit_critic']:.1%}, score +{spreads['score']:.1%}")
+    if not arguments.trial:
+        record = {
+            "command": " ".join(["python", "benchmarks/speed/critic_memory.py", *sys.argv[1:]]),
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "seed": arguments.seed,
+            "machine": describe_machine(),
+            "recipe": RECIPE,
+            "sizes": sizes,
+            "spread": spreads,
+        }
+        write_json_atomically(RESULT, record)
+
+
+if __name__ == "__main__":
+    main()
