@@ -93,10 +93,11 @@ def others() -> list[str]:
             what = f"a turn at turn {turn} over turn {cost['turns'][0]}"
             rows.append(row(what, f"{seconds:.2f} s", f"{times:.2f} ×", "≤ 1.3 ×", times <= 1.3))
     if memory := read("critic_memory"):
-        peaks = {run["turns"]: run["peak_memory_bytes"] for run in memory["runs"]}
-        most = max(peaks.values()) / min(peaks.values())
-        shown = ", ".join(f"{turns:,}: {peak / 1e6:.0f} MB" for turns, peak in sorted(peaks.items()))
-        rows.append(row("memory of a critic fit by turns", shown, f"{most:.2f} ×", "≤ 1.1 ×", most <= 1.1))
+        for part, title in (("fit_critic", "a critic fit"), ("score", "scoring")):
+            peaks = ((size["turns"], size[part]["peak_memory_bytes"]) for size in memory["sizes"])
+            shown = ", ".join(f"{turns:,}: {peak / 1e6:.0f} MB" for turns, peak in peaks)
+            more = memory["spread"][part]
+            rows.append(row(f"memory of {title}, by turns", shown, f"+{more:.1%}", "≤ 10 %", more <= 0.1))
     if overhead := read("overhead"):
         share = overhead["overhead"]
         rows.append(row("loop and Lightning over tensor work", "–", f"{share:.1%}", "≤ 5 %", share <= 0.05))
