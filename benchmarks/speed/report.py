@@ -22,6 +22,7 @@ GOALS: Final = {
     ("lora", "ours, top 10 layers"): (6.0, 0.2),
     ("lora", "ours, top 4 layers"): (10.0, 0.15),
     ("full", "ours"): (2.0, 0.5),
+    ("full", "ours, bf16-mixed and checkpointing"): (2.0, 0.5),
 }
 
 

@@ -18,7 +18,9 @@ from lightning_iterppo.conversation import Conversation, Message, turns_from_mes
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.improvement import RoundDataModule
-from lightning_iterppo.models.language_model import Adaptation, LanguageModel
+from lightning_iterppo.machine import release_memory
+from lightning_iterppo.models.adaptation import Adaptation, Computing
+from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.policy import PPOPolicy
 
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--top-layers", type=int)
     parser.add_argument("--dtype", default="auto", help="of frozen weights; full fine-tuning is in float32")
     parser.add_argument("--precision", default="32-true", help="the Trainer's")
+    parser.add_argument("--checkpointing", action="store_true", help="activation checkpointing")
     parser.add_argument("--plain", action="store_true", help="without the faster ways: for what each of them brings")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -66,7 +69,8 @@ def main() -> None:
         kind=arguments.adaptation, rank=work["rank"], alpha=2 * work["rank"], top_layers=arguments.top_layers,
         fold=not arguments.plain,
     )  # fmt: skip
-    model = LanguageModel.load(arguments.model, adaptation, dtype=arguments.dtype)
+    computing = Computing(checkpointing=arguments.checkpointing)
+    model = LanguageModel.load(arguments.model, adaptation, computing=computing, dtype=arguments.dtype)
     policy, critic = PPOPolicy(model, learning_rate=1e-5), QCritic(model)
     renderer = Prompts(model.tokenizer)
     states = conversations(work["prompts"])
@@ -86,6 +90,11 @@ def main() -> None:
         start = number * episodes % len(states)
         number += 1
         stages: list[tuple[str, float]] = []
+
+        def staged(stage: str, _: int) -> None:
+            release_memory()  # as the loop does
+            stages.append((stage, time.perf_counter()))
+
         data = RoundDataModule(
             policy,
             states[start : start + episodes],
@@ -99,7 +108,7 @@ def main() -> None:
             batch_size=micro,
             rows=episodes,
             seed=number,
-            on_stage=lambda stage, _: stages.append((stage, time.perf_counter())),
+            on_stage=staged,
         )
         data.round = 1  # not an improvement's first round, which saves the pass of the anchor
         trainer = pl.Trainer(

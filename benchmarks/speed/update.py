@@ -55,6 +55,9 @@ SIDES: Final[dict[str, dict[str, list[str]]]] = {
     "full": {
         "trl": ["side_trl.py", "--adaptation", "full"],
         "ours": ["side_ours.py", "--adaptation", "full"],
+        "ours, bf16-mixed and checkpointing": [
+            *("side_ours.py", "--adaptation", "full", "--precision", "bf16-mixed", "--checkpointing"),
+        ],
     },
     "settings": {
         "trl": ["side_trl.py", "--adaptation", "lora"],
