@@ -8,13 +8,14 @@ BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 STAMP := $(VENV)/.installed
 
-.PHONY: help install quickstart test test-slow lint clean
+.PHONY: help install quickstart test test-slow bench-smoke lint clean
 
 help:
 	@echo "make install     set up $(VENV) with everything that is pinned in constraints.txt"
 	@echo "make quickstart  install, then train the shop agent: iterppo train shop \$$(ARGS)"
 	@echo "make test        install, then run the tests"
 	@echo "make test-slow   install, then run the tests that need the pretrained model or minutes"
+	@echo "make bench-smoke install, and TRL beside it, then see that an update has not become slower against TRL's"
 	@echo "make lint        install, then ruff and mypy"
 	@echo "make clean       remove what builds and tests left; $(VENV) and runs/ stay"
 	@echo "Another Python: make install PYTHON=python3.12"
@@ -44,6 +45,11 @@ test: install
 test-slow: install
 	$(PIP) --quiet -e '.[peers]'
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Some minutes, most of them TRL's.
+bench-smoke: install
+	test -x benchmarks/speed/.venv-trl-1.12.0/bin/python || benchmarks/speed/setup.sh $(BIN)/python 1.12.0
+	$(BIN)/python benchmarks/speed/update.py smoke --pairs 3 --check
 
 # mypy sees the package laid out as it is installed: callbacks/ and recipes/ inside lightning_iterppo/.
 lint: install

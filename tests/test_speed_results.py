@@ -67,3 +67,16 @@ def test_a_goal_is_reached_in_time_and_memory_or_missed(
     row = report.updates("lora", "LoRA")[1]
     assert "3.50 × (3.00 to 4.00)" in row
     assert row.endswith(f"| {word} |")
+
+
+def test_a_slowdown_against_the_record_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE)
+    update = importlib.import_module("update")
+    try:
+        recorded = {"ours": {"speed": [4.0, 3.0, 5.0], "memory": 0.3}}
+        update.check({"ours": {"speed": [2.7, 2.0, 3.0], "memory": 0.3}}, recorded)
+        with pytest.raises(SystemExit, match=r"slower than it was: ours: 2\.60 times as fast as TRL, 4\.00"):
+            update.check({"ours": {"speed": [2.6, 2.0, 3.0], "memory": 0.3}}, recorded)
+    finally:
+        for name in ("update", "sides"):
+            sys.modules.pop(name)

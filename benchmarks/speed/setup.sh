@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # Makes the environments of the libraries that ours is compared with, in pinned versions: the last TRL with a PPO trainer
-# and the newest one. Usage: benchmarks/speed/setup.sh [PYTHON]; two minutes and 1 GB each.
+# and the newest one. Usage: benchmarks/speed/setup.sh [PYTHON [VERSION…]]; two minutes and 1 GB each.
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
-for version in 1.12.0 1.16.0; do
+python="${1:-python3}"
+versions=("${@:2}")
+[ "${#versions[@]}" -gt 0 ] || versions=(1.12.0 1.16.0)
+for version in "${versions[@]}"; do
   environment="$here/.venv-trl-$version"
-  "${1:-python3}" -m venv "$environment"
+  "$python" -m venv "$environment"
   pip=("$environment/bin/python" -m pip install --quiet --disable-pip-version-check -c "$here/../../constraints.txt")
   # torch goes first and by itself: where a CPU build of it is offered pip then takes that one.
   "${pip[@]}" torch

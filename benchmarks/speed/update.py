@@ -3,7 +3,8 @@
 ``benchmarks/speed/setup.sh`` makes TRL's environment first. ``python benchmarks/speed/update.py lora`` compares LoRA of
 rank 16 on all linear maps with this library's same, and with adapters on the top 10 and 4 of 30 layers; ``full``
 compares full fine-tuning, ``settings`` TRL with itself. The sides make their updates in turn, in processes of their
-own.
+own. ``smoke`` is a quarter of the work, in minutes; with ``--check`` it fails where this library has become slower
+against TRL than its record says, by more than `SLOWER`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ WORK: Final = {
     "micro_batch": 4,
     "rank": 16,
 }
+#: Of the comparison ``smoke``.
+SMOKE: Final = {"episodes": 4}
+#: So many times slower against TRL than recorded is a defect and not a machine's mood.
+SLOWER: Final = 1.5
 #: Prompts there are: several updates' worth.
 PROMPTS: Final = 64
 #: The sides of each comparison: TRL's first. It computes in float32 and without activation checkpointing, which is how
@@ -58,6 +63,11 @@ SIDES: Final[dict[str, dict[str, list[str]]]] = {
         "ours, bf16-mixed and checkpointing": [
             *("side_ours.py", "--adaptation", "full", "--precision", "bf16-mixed", "--checkpointing"),
         ],
+    },
+    "smoke": {
+        "trl": ["side_trl.py", "--adaptation", "lora"],
+        "ours, float32": ["side_ours.py", "--dtype", "float32"],
+        "ours, top 10 layers, float32": ["side_ours.py", "--dtype", "float32", "--top-layers", "10"],
     },
     "settings": {
         "trl": ["side_trl.py", "--adaptation", "lora"],
@@ -87,18 +97,31 @@ _WORDS: Final = (
 ).split()
 
 
+def check(found: dict[str, Any], recorded: dict[str, Any]) -> None:
+    """Ends with 1 where a side is slower against TRL than its record by more than `SLOWER`."""
+    slow = [
+        f"{side}: {ratios['speed'][0]:.2f} times as fast as TRL, {recorded[side]['speed'][0]:.2f} in the record"
+        for side, ratios in found.items()
+        if ratios["speed"][0] * SLOWER < recorded[side]["speed"][0]
+    ]
+    if slow:
+        sys.exit("slower than it was: " + "; ".join(slow))
+
+
 def main() -> None:
     """Measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("comparison", choices=list(SIDES))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--sides", nargs="+", help="of the comparison, trl always the first")
+    parser.add_argument("--check", action="store_true", help="against the record, which stays")
     parser.add_argument("--try", dest="trial", action="store_true", help="write no results")
     parser.add_argument("--work", nargs="+", default=[], metavar="KEY=NUMBER", help="other work")
     arguments = parser.parse_args()
     if not PEER.is_file():
         sys.exit("TRL's environment is not there: run benchmarks/speed/setup.sh first")
-    work: dict[str, Any] = {**WORK, **{k: int(v) for k, v in (o.split("=") for o in arguments.work)}}
+    smaller = SMOKE if arguments.comparison == "smoke" else {}
+    work: dict[str, Any] = {**WORK, **smaller, **{k: int(v) for k, v in (o.split("=") for o in arguments.work)}}
     model = str(smollm2_directory())
     work["prompts"] = prompts(AutoTokenizer.from_pretrained(model), PROMPTS, work["prompt_tokens"], work["seed"])
     chosen = SIDES[arguments.comparison]
@@ -140,9 +163,12 @@ def main() -> None:
             share = side.peak_memory_bytes / peer.peak_memory_bytes
             print(f"; {middle:.2f} ({low:.2f} to {high:.2f}) times as fast as TRL, {share:.2f} of its memory", end="")
         print()
-    if not arguments.trial:
+    file = RESULTS / f"update-{arguments.comparison}.json"
+    if arguments.check:
+        check(record["ratios"], json.loads(file.read_text(encoding="utf-8"))["ratios"])
+    elif not arguments.trial:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(RESULTS / f"update-{arguments.comparison}.json", record)
+        write_json_atomically(file, record)
 
 
 if __name__ == "__main__":
