@@ -28,11 +28,13 @@ def test_the_page_says_what_was_recorded(report: ModuleType) -> None:
     assert PAGE.split("<!-- table:begin -->")[1].split("<!-- table:end -->")[0].strip() == report.table().strip()
 
 
-@pytest.mark.parametrize("name", ["lora", "full"])
-def test_ratios_are_of_what_was_measured_in_turn(name: str) -> None:
-    found = json.loads((ROOT / "benchmarks" / "results" / "speed" / f"update-{name}.json").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "benchmarks" / "results" / "speed").glob("update-*.json")), ids=lambda file: file.stem
+)
+def test_ratios_are_of_what_was_measured_in_turn(file: Path) -> None:
+    found = json.loads(file.read_text(encoding="utf-8"))
     peer = found["sides"]["trl"]
-    assert len(peer["seconds"]) >= 5
+    assert len(peer["seconds"]) >= (5 if file.stem in ("update-lora", "update-full") else 3)
     for side, ratios in found["ratios"].items():
         own = found["sides"][side]
         pairs = [a / b for a, b in zip(peer["seconds"], own["seconds"], strict=True)]
