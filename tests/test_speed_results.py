@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks" / "speed"
+RESULTS = ROOT / "benchmarks" / "results" / "speed"
 PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 
 
