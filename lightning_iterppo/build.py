@@ -54,6 +54,7 @@ def build_parts(config: Recipe) -> Parts:
     trainers.launch()
     pl.seed_everything(config.seed, verbose=False)
     model = load_language_model(config)
+    model.precision = trainers.autocast
     renderer = ChatRenderer(model.tokenizer, config.model.system)
     policy, critic = config.policy, config.critic
     return Parts(

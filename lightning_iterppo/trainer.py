@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
 
 import lightning as L
 import torch
@@ -12,6 +13,9 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_iterppo.config import TrainerConfig
 from lightning_iterppo.targets import instantiate
+
+#: What Lightning's mixed precisions compute in.
+_MIXED: Final = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
 
 
 class TrainerFactory:
@@ -58,6 +62,13 @@ class TrainerFactory:
         if self._device is None:
             self._device = torch.device(self.make(max_epochs=1).strategy.root_device)
         return self._device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of a Trainer's steps, for passes outside of them; nothing where there is no mixed one."""
+        dtype = _MIXED.get(str(self.config.precision))
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype, cache_enabled=False)
 
     def _strategy(self, *, fabric: bool = False) -> Any:
         strategy = self.config.strategy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,3 +74,13 @@ def test_pairs_take_turns_and_the_first_does_not_count(speed: ModuleType) -> Non
     assert found["conversations_per_second"] == {"ours": 4.0, "theirs": 1.6}
     assert found["runs"]["ours"] == [{"seconds": 2.0, "sampled": 8}] * 2
     assert "4 | theirs 1.6 | 2.50 (2.50 to 2.50)" in speed.table({"collection": found})
+
+
+def test_overhead_is_what_is_not_tensor_work() -> None:
+    options = ["--recipe", "probe", "--iterations", "1", "--conversations", "8", "trainer=cpu"]
+    script = [sys.executable, str(HERE / "overhead.py"), "--try", *options]
+    found = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    for work in ("trunk and its mask", "token by token", "log-probabilities", "sampling", "backward", "optimiser"):
+        assert work in found.stdout
+    assert "overhead" in found.stdout.splitlines()[-1]

@@ -106,7 +106,7 @@ def main() -> None:
     ]
     config = compose(arguments.recipe, overrides)
     watch = Watch()
-    watch.wrap(LanguageModel, "_hidden", "trunk and its mask")
+    watch.wrap(LanguageModel, "hidden", "trunk and its mask")
     watch.wrap(LanguageModel, "response_logprobs", "log-probabilities")
     watch.wrap(LanguageModel, "logits", "log-probabilities")
     watch.wrap(local.LocalEngine, "_forward", "trunk, token by token")

@@ -62,6 +62,10 @@ class LanguageModel(nn.Module):
                 f"top_layers is {adaptation.top_layers}, but the model has {layers} layers; null adapts all"
             )
         self.active = POLICY
+        #: What every pass over trees is computed in, inside a Trainer and outside: what was fitted in a mixed precision
+        #: is not the same function in another, and PPO's ratio must begin at 1. Generation is not in it: it would cast
+        #: all weights anew for every token.
+        self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._stored: dict[str, list[Tensor]] = {}
         if adaptation.kind == "lora":
             config = LoraConfig(
@@ -255,7 +259,7 @@ class LanguageModel(nn.Module):
         Layers below the adapted ones are the same for every variant and never change: what they make of a tree is
         computed once and kept on it, for all passes over it.
         """
-        with self.folded():
+        with self.precision(), self.folded():
             return self._passes.hidden(batch)
 
     @contextmanager
@@ -275,6 +279,12 @@ class LanguageModel(nn.Module):
         self, hidden: Tensor, batch: TreeBatch, *, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`logprobs.response_logprobs` with this model's output embedding, the fast way when it does not train."""
+        with self.precision():
+            return self._response_logprobs(hidden, batch, entropy_gradient)
+
+    def _response_logprobs(
+        self, hidden: Tensor, batch: TreeBatch, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         # `type` and not `isinstance`: a quantised map is a subclass that does not compute a product with its weight.
         head = self.causal_lm.get_output_embeddings()
         frozen = (
