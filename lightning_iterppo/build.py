@@ -25,6 +25,7 @@ from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import ScratchConfig
+from lightning_iterppo.models.window import Window
 from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.trainer import TrainerFactory
@@ -55,7 +56,8 @@ def build_parts(config: Recipe) -> Parts:
     pl.seed_everything(config.seed, verbose=False)
     model = load_language_model(config)
     model.precision = trainers.autocast
-    renderer = ChatRenderer(model.tokenizer, config.model.system)
+    window = None if config.model.window is None else Window(config.model.window, config.model.window_first)
+    renderer = ChatRenderer(model.tokenizer, config.model.system, window)
     policy, critic = config.policy, config.critic
     return Parts(
         model=model,

@@ -61,6 +61,11 @@ class ModelConfig:
     dtype: str = "auto"
     # A system message for every conversation. Null leaves it to the customer (its `system` attribute).
     system: str | None = None
+    # The most tokens of a history that are read before an agent message; null reads all. What does not fit loses whole
+    # messages after the first ones, down to half of it. Lower is faster on long conversations and forgets more.
+    window: int | None = None
+    # How many of the first messages a cut history keeps: they often say what it is about.
+    window_first: int = 2
     # What id scratch is made of; no other one reads it.
     scratch: ScratchConfig | None = None
     # Compute what the responses of a conversation have in common once; false gives each its own row, for comparison.

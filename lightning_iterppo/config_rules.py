@@ -44,6 +44,8 @@ _RULES: dict[str, tuple[Test, str]] = {
     "model.scratch.layers": _at_least(1),
     "model.scratch.heads": _at_least(1),
     "model.scratch.max_length": _at_least(16),
+    "model.window": _at_least(16),
+    "model.window_first": _at_least(0),
     "model.adaptation.kind": _one_of(ADAPTATIONS),
     "model.adaptation.rank": _at_least(1),
     "model.adaptation.alpha": _at_least(1),

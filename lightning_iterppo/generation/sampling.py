@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+# Tokens of the vocabulary whose probabilities are summed up as one.
+_PIECE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +58,24 @@ def sample_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator
     if sampling.temperature == 0:
         tokens = logits.argmax(dim=-1)
         return tokens, torch.zeros_like(tokens, dtype=torch.float32)
-    logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
+    scaled = logits if sampling.temperature == 1 else logits / sampling.temperature
+    logprobs = torch.log_softmax(scaled, dim=-1)
     if sampling.top_p < 1:
         ordered, order = logprobs.sort(dim=-1, descending=True)
         before = ordered.exp().cumsum(dim=-1) - ordered.exp()  # probability of everything more likely
         dropped = torch.zeros_like(logprobs, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
         logprobs = torch.log_softmax(logprobs.masked_fill(dropped, float("-inf")), dim=-1)
     # By inverting the distribution function: one random number a row, where exponential or Gumbel noise for a whole
-    # vocabulary takes longer than the model. In float64, so that rare tokens are not lost in the sum.
-    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    drawn = torch.rand(total.shape, generator=generator, dtype=torch.float64, device=logits.device) * total
-    tokens = torch.searchsorted(cumulative, drawn, right=True).clamp(max=logits.shape[-1] - 1)
+    # vocabulary takes longer than the model. First among pieces of the vocabulary, then within one, so that nothing as
+    # large as the vocabulary is summed up in float64, which keeps rare tokens from being lost.
+    pieces = F.pad(logprobs.exp(), (0, -logprobs.shape[-1] % _PIECE)).unflatten(-1, (-1, _PIECE))
+    sums = pieces.sum(-1, dtype=torch.float64).cumsum(-1)  # (batch, pieces)
+    drawn = torch.rand(len(sums), 1, generator=generator, dtype=torch.float64, device=logits.device) * sums[:, -1:]
+    piece = torch.searchsorted(sums, drawn, right=True).clamp(max=sums.shape[-1] - 1)  # (batch, 1)
+    within = pieces.gather(1, piece[..., None].expand(-1, 1, _PIECE)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    rest = drawn - F.pad(sums, (1, 0)).gather(-1, piece)
+    token = torch.searchsorted(within, rest, right=True)
+    # A sum of sums may differ in its last digits from the sum: beyond the last token there is none.
+    last = (within < within[:, -1:]).sum(-1, keepdim=True)
+    tokens = piece * _PIECE + torch.minimum(token, last)
     return tokens.squeeze(-1), logprobs.gather(-1, tokens).squeeze(-1)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightning_iterppo.conversation import Conversation, Message, Suggestion
 from lightning_iterppo.models.tree import ROOT, TokenTree
+from lightning_iterppo.models.window import Cuts, Window
 
 # For models without a chat template: plain lines, a message of the agent ends with the model's own end token.
 PLAIN_TEMPLATE = (
@@ -50,18 +51,25 @@ class ChatRenderer:
     Args:
         tokenizer: any tokenizer of transformers; one without a chat template gets plain "customer: / agent:" lines.
         system: the system message of conversations that bring none; None leaves it to the template.
+        window: how much of a long history is read; None reads all of it. ``cuts`` counts how often it had to cut the
+            histories of rendered conversations.
 
     Raises:
         ValueError: the tokenizer has no end-of-sequence token, so that a response could never end.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, system: str | None = None, window: Window | None = None
+    ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token; set one: it ends every response")
         self.tokenizer = tokenizer
         self.system = system
         self.stop_token_id = int(tokenizer.eos_token_id)
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_id)
+        self.window = window
+        self.cuts = Cuts()
+        self._around: int | None = None
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
         self._remember(_KEPT)
 
@@ -98,6 +106,25 @@ class ChatRenderer:
         return self._prompt_text(system, tuple(messages))
 
     def _make_prompt_text(self, system: str | None, messages: tuple[Message, ...]) -> str:
+        if dropped := self._dropped(system, messages):
+            assert self.window is not None
+            first = self.window.first
+            messages = (*messages[:first], *messages[first + dropped :])
+        return self._make_text(system, messages)
+
+    def _dropped(self, system: str | None, messages: Sequence[Message]) -> int:
+        """How many messages after the first ones the window leaves out; an estimate of tokens that is not too low."""
+        if self.window is None:
+            return 0
+        one = (Message("customer", "a"),)
+        if self._around is None:  # the template's tokens around a message
+            more, less = (len(self.encode(self._make_text(None, m))) for m in ((*one, Message("agent", "a"), *one), one))
+            self._around = -(-(more - less) // 2) - len(self.encode("a"))
+        fixed = len(self.encode(self._make_text(system, one))) - len(self.encode("a")) - self._around
+        counts = [len(self.encode(m.content.strip())) + self._around for m in messages]
+        return self.window.dropped(counts, [m.role for m in messages], fixed)
+
+    def _make_text(self, system: str | None, messages: tuple[Message, ...]) -> str:
         told = system if system is not None else self.system
         chat = [] if told is None else [{"role": "system", "content": told}]
         chat += [{"role": _CHAT_NAMES[m.role], "content": m.content.strip()} for m in messages]
@@ -152,6 +179,8 @@ class ChatRenderer:
         for turn in conversation.turns:
             if turn.customer:
                 history.append(Message("customer", turn.customer))
+            if self.window is not None:
+                self.cuts.count(self._dropped(conversation.system, history))
             ids = None
             if sent is not None:
                 ended = tree.segments[sent].token_ids[-1] == self.stop_token_id
