@@ -55,7 +55,6 @@ def build_parts(config: Recipe) -> Parts:
     trainers.launch()
     pl.seed_everything(config.seed, verbose=False)
     model = load_language_model(config)
-    model.precision = trainers.autocast
     window = None if config.model.window is None else Window(config.model.window, config.model.window_first)
     renderer = ChatRenderer(model.tokenizer, config.model.system, window)
     policy, critic = config.policy, config.critic

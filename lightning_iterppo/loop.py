@@ -82,6 +82,7 @@ class IterativePPOLoop:
         seed: int = 1,
     ) -> None:
         self.language_model = language_model
+        language_model.precision = trainers.autocast
         self.policy = policy
         self.critic = critic
         self.renderer = renderer
@@ -307,7 +308,8 @@ class IterativePPOLoop:
             self.tools.begin("evaluate")
             self.critic_fit.logs(logs, validation)
             self._done()
-        return dict(self.critic.figures)
+        cut = {} if self.renderer.window is None else {"histories_cut": self.renderer.cuts.share}
+        return {**self.critic.figures, **cut}
 
     def improve_only(self, logs: Sequence[Conversation]) -> dict[str, float | None]:
         """One improvement from logged states against the critic as it is, with a checkpoint. Gives its figures."""
@@ -323,6 +325,7 @@ class IterativePPOLoop:
 
     def _end_iteration(self, iteration: int) -> None:
         self.summary.iterations.append(self._record)
+        self.summary.histories_cut = self.renderer.cuts.share
         kept = max(self.settings.history, self.settings.policy_history, 1)
         self.earlier = [*self.earlier, self.conversations][-kept:]
         self._finished = [*(n for n in self._finished if not n.endswith(f"-{iteration}")), f"iteration-{iteration}"]

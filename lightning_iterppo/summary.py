@@ -60,7 +60,8 @@ class Summary:
     """A whole run.
 
     ``seconds`` counts from the start of training to its end, over all processes of a resumed run; the evaluations
-    before and after are counted in ``evaluation_seconds``. ``before_held_out`` and ``after_held_out`` are the second
+    before and after are counted in ``evaluation_seconds``. ``histories_cut`` is the share of states whose history did
+    not fit the window; None without a window. ``before_held_out`` and ``after_held_out`` are the second
     figure: a kind of customer that training never meets.
     """
 
@@ -76,6 +77,7 @@ class Summary:
     after_held_out: Rate | None = None
     logs: Rate | None = None
     stop_reason: str | None = None
+    histories_cut: float | None = None
     machine: dict[str, Any] = field(default_factory=dict)
     iterations: list[IterationRecord] = field(default_factory=list)
     examples: tuple[Conversation | None, Conversation | None] = (None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lightning_iterppo.micro_batches import MicroBatches
 from lightning_iterppo.models.adaptation import Computing
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.tree import ROOT, TokenTree, collate_trees
+from lightning_iterppo.models.window import Window
 from lightning_iterppo.policy import PPOPolicy
 
 Make = Callable[..., LanguageModel]
@@ -87,3 +89,25 @@ def test_gradients_point_where_those_in_float32_do(make_language_model: Make, st
         found.append(torch.cat([gradient.flatten() for gradient in gradients]))
         assert logprobs.dtype == torch.float32
     assert float(torch.cosine_similarity(found[0], found[1], dim=0)) > 0.99
+
+
+def test_q_is_scored_in_the_precision_of_the_trainer(make_loop: MakeLoop) -> None:
+    """Else what a fit's held-out figures say of Q does not hold for the Q that rewards are made of."""
+    loop = make_loop("full", layers=2, precision="bf16-mixed")
+    torch.nn.init.normal_(loop.critic.head.linear.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    trees = [loop.renderer.render(log).tree for log in LOGS[:1]]
+    batch = collate_trees(trees, loop.language_model.pad_token_id)
+    with torch.no_grad(), loop.language_model.using("critic"), torch.autocast("cpu", torch.bfloat16):
+        inside = loop.critic(batch).sigmoid().squeeze().item()
+    loop.language_model.precision = nullcontext
+    (outside,) = loop.critic.score(trees)[0]
+    assert abs(outside - inside) > 1e-5, "the precision makes no difference here: the test would say nothing"
+    loop.language_model.precision = make_loop("full", precision="bf16-mixed").language_model.precision
+    assert loop.critic.score(trees)[0] == pytest.approx([inside], abs=1e-7)
+
+
+def test_a_cut_history_is_in_the_figures(make_loop: MakeLoop) -> None:
+    loop = make_loop("lora", settings={"critic_epochs": 0})
+    loop.renderer.window = Window(16, 1)
+    long = Conversation("long", tuple(Turn("red ?", "red", reward=0) for _ in range(6)), outcome=0)
+    assert loop.fit_critic_only([*LOGS, long], None)["histories_cut"] == pytest.approx(4 / 14, abs=0.15)

@@ -15,7 +15,6 @@ import torch
 from lightning_iterppo.collection import collect
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
-from lightning_iterppo.models.backbones import Backbone
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 
@@ -41,7 +40,7 @@ def test_both_engines_have_the_same_conversations(
         return logits.index_fill(-1, torch.tensor([renderer.stop_token_id]), float("-inf"))
 
     model.causal_lm.get_output_embeddings().register_forward_hook(never_stop)
-    plain = speed.PlainEngine(Backbone(model.causal_lm, model.tokenizer, "scratch", None))
+    plain = speed.PlainEngine(model.causal_lm, model.pad_token_id)
     local = LocalEngine(model, stop_token_id=renderer.stop_token_id, seed=0, keep=True)
     lengths = []
     for engine in (speed.Watched(local), speed.Watched(plain)):

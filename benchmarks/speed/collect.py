@@ -1,9 +1,12 @@
 """How fast conversations are had: collection here and elsewhere, and what a turn costs late in a conversation.
 
-``python benchmarks/speed/collect.py`` measures two things, and a third with ``--grpo``; name one to measure it alone:
+``python benchmarks/speed/collect.py`` measures all but the last; name some to measure those alone:
 
 ``--collection``  32 conversations of 6 turns: `collect` with the local engine, against the same `collect` with a plain
-                  engine that gives ``model.generate`` of transformers the whole histories, padded on the left.
+                  engine that gives ``model.generate`` the whole histories, padded on the left. Both have the policy
+                  that trains: a LoRA adapter of rank 16 on all linear maps, which ``generate`` computes as peft does.
+``--merged``      the same against ``model.generate`` of transformers without an adapter, as of a model that was merged
+                  and cannot train on; ours keeps its adapter.
 ``--cost``        seconds a turn at turns 4, 16 and 64 of 4 conversations, with as many new tokens in every turn; and
                   what the plain engine needs for the same turns.
 ``--grpo``        the same conversations against the rollout of TRL's `GRPOTrainer`, see ``trl_rollout.py``. TRL is
@@ -25,7 +28,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,13 +46,13 @@ from lightning_iterppo.generation.engine import Engine, Response
 from lightning_iterppo.generation.local import LocalEngine, speaking
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.machine import describe_machine
-from lightning_iterppo.models.backbones import Backbone, load_backbone
+from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "speed" / "collect.json"
-OURS, PLAIN, TRL = "lightning-iterppo", "model.generate", "trl"
+OURS, PLAIN, MERGED, TRL = "lightning-iterppo", "model.generate", "model.generate, merged", "trl"
 TURNS = (4, 16, 64)
 
 
@@ -76,11 +81,12 @@ class PlainEngine:
     """What a loop over ``model.generate`` does: all of every history again, padded on the left.
 
     Args:
-        backbone: the model and its tokenizer.
+        model: the model, perhaps with adapters.
+        pad: the token that fills up.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.model, self.pad = backbone.model, int(backbone.tokenizer.pad_token_id)
+    def __init__(self, model: Any, pad: int) -> None:
+        self.model, self.pad = model, pad
         self.generated_tokens = 0
 
     @torch.no_grad()
@@ -157,8 +163,9 @@ class Sides:
 
     def engine(self, side: str) -> Watched:
         """A fresh engine."""
-        if side == PLAIN:
-            return Watched(PlainEngine(self.backbone))
+        if side in (PLAIN, MERGED):
+            model = self.language_model.model if side == PLAIN else self.backbone.model
+            return Watched(PlainEngine(model, self.language_model.pad_token_id))
         stop, seed = self.renderer.stop_token_id, self.arguments.seed
         return Watched(LocalEngine(self.language_model, stop_token_id=stop, seed=seed, keep=True))
 
@@ -166,7 +173,8 @@ class Sides:
         """Has conversations and says how long that took."""
         engine = self.engine(side)
         started = time.perf_counter()
-        with speaking(self.language_model):  # as the loop does
+        self.language_model.eval()
+        with speaking(self.language_model) if side == OURS else nullcontext():  # as the loop does
             collect(
                 lambda: Scripted(turns, short=short),
                 range(conversations),
@@ -244,11 +252,11 @@ def in_pairs(sides: dict[str, Callable[[], dict[str, Any]]], pairs: int, convers
     }
 
 
-def measure_collection(sides: Sides) -> dict[str, Any]:
+def measure_collection(sides: Sides, other: str = PLAIN) -> dict[str, Any]:
     """Against ``model.generate``."""
     given = sides.arguments
     shape = given.conversations, given.turns, given.new_tokens
-    both = {side: (lambda side=side: sides.talk(side, *shape)) for side in (OURS, PLAIN)}
+    both = {side: (lambda side=side: sides.talk(side, *shape)) for side in (OURS, other)}
     return in_pairs(both, given.pairs, given.conversations)
 
 
@@ -269,18 +277,18 @@ def measure_cost(sides: Sides) -> dict[str, Any]:
     """Seconds a turn, late in a conversation and early."""
     given = sides.arguments
     turns = [turn for turn in TURNS if turn <= given.last_turn]
-    seconds: dict[str, list[list[float]]] = {OURS: [], PLAIN: []}
+    seconds: dict[str, list[list[float]]] = {OURS: [], MERGED: []}
     lengths: list[int] = []
     for pair in range(given.pairs + 1):
         ours = sides.talk(OURS, 4, turns[-1], 8, short=True)["engine"]
-        plain = sides.engine(PLAIN)
+        plain = sides.engine(MERGED)
         for turn in turns:  # the same prompts, of the turns that are looked at
             plain.generate(ours.prompts[turn - 1], Sampling(max_new_tokens=8))
         if pair:
             # A turn of our own is short: the median of it and its neighbours.
             near = [ours.seconds[max(0, turn - 3) : turn + 2] for turn in turns]
             seconds[OURS].append([statistics.median(each) for each in near])
-            seconds[PLAIN].append(plain.seconds)
+            seconds[MERGED].append(plain.seconds)
             lengths = [len(ours.prompts[turn - 1][0]) for turn in turns]
             print(f"pair {pair}: {seconds[OURS][-1]} against {plain.seconds}", file=sys.stderr)
     found: dict[str, Any] = {"turns": turns, "prompt_tokens": lengths, "runs": seconds}
@@ -293,7 +301,7 @@ def measure_cost(sides: Sides) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """All parts that were measured, as Markdown."""
     lines = ["| measured | here | other | times as fast (pairs) |", "| --- | --- | --- | --- |"]
-    for part in ("collection", "grpo"):
+    for part in ("collection", "merged", "grpo"):
         if part in results:
             found = results[part]
             (own, other), ratio = found["conversations_per_second"].items(), found["times_as_fast"]
@@ -306,14 +314,19 @@ def table(results: dict[str, Any]) -> str:
         for place, turn in enumerate(found["turns"]):
             own, other = (
                 f"{found[side]['seconds'][place]:.3g} s, {found[side]['times_the_first'][place]:.2f} × turn 4"
-                for side in (OURS, PLAIN)
+                for side in (OURS, MERGED)
             )
-            ratio = found[PLAIN]["seconds"][place] / found[OURS]["seconds"][place]
+            ratio = found[MERGED]["seconds"][place] / found[OURS]["seconds"][place]
             lines.append(f"| turn {turn}, {found['prompt_tokens'][place]} tokens | {own} | {other} | {ratio:.2f} |")
     return "\n".join(lines)
 
 
-MEASURES = {"collection": measure_collection, "cost": measure_cost, "grpo": measure_grpo}
+MEASURES = {
+    "collection": measure_collection,
+    "merged": partial(measure_collection, other=MERGED),
+    "cost": measure_cost,
+    "grpo": measure_grpo,
+}
 
 
 def main() -> None:
@@ -332,7 +345,7 @@ def main() -> None:
     parser.add_argument("--continuous", action="store_true", help="TRL with transformers' continuous batching")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    chosen = [part for part in MEASURES if getattr(arguments, part)] or ["collection", "cost"]
+    chosen = [part for part in MEASURES if getattr(arguments, part)] or ["collection", "merged", "cost"]
     torch.manual_seed(arguments.seed)
     sides = Sides(arguments)
     results = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}

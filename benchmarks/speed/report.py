@@ -21,7 +21,7 @@ GOALS: Final = {
     ("lora", "ours"): (3.0, 0.35),
     ("lora", "ours, top 10 layers"): (6.0, 0.2),
     ("lora", "ours, top 4 layers"): (10.0, 0.15),
-    ("full", "ours"): (2.0, 0.5),
+    ("full-float32", "ours, float32"): (2.0, 0.5),
     ("full", "ours, bf16-mixed and checkpointing"): (2.0, 0.5),
 }
 
@@ -83,11 +83,16 @@ def others() -> list[str]:
         rate = f"{own['others'][0]['turns'] / statistics.median(own['seconds']):.1f} turns/s"
         rows.append(row("critic fit over transformers' Trainer", rate, spread(*times), "≥ 2 ×", times[0] >= 2))
     collect = read("collect") or {}
-    for part, title, goal in (("collection", "model.generate", 3.0), ("grpo", "TRL's GRPO rollout", 1.0)):
+    for part, title, goal in (
+        ("collection", "model.generate of the same policy", 3.0),
+        ("merged", "model.generate without an adapter", 3.0),
+        ("grpo", "TRL's GRPO rollout", 1.0),
+    ):
         if part in collect:
             times = [collect[part]["times_as_fast"][key] for key in ("median", "least", "most")]
             rate = f"{next(iter(collect[part]['conversations_per_second'].values())):.2f} conversations/s"
-            rows.append(row(f"collection over {title}", rate, spread(*times), f"≥ {goal:g} ×", times[0] >= goal))
+            what = f"collection over {title}, {collect[part]['dtype']}"
+            rows.append(row(what, rate, spread(*times), f"≥ {goal:g} ×", times[0] >= goal))
     if cost := collect.get("cost"):
         own = cost["lightning-iterppo"]
         for turn, seconds, times in zip(cost["turns"], own["seconds"], own["times_the_first"], strict=True):
@@ -124,6 +129,7 @@ def table() -> str:
     rows = [
         *updates("lora", "LoRA r 16"),
         *updates("full", "full fine-tuning"),
+        *updates("full-float32", "full fine-tuning"),
         *updates("settings", "TRL's settings"),
         *others(),
     ]

@@ -118,7 +118,8 @@ class ChatRenderer:
             return 0
         one = (Message("customer", "a"),)
         if self._around is None:  # the template's tokens around a message
-            more, less = (len(self.encode(self._make_text(None, m))) for m in ((*one, Message("agent", "a"), *one), one))
+            three = (*one, Message("agent", "a"), *one)
+            less, more = (len(self.encode(self._make_text(None, each))) for each in (one, three))
             self._around = -(-(more - less) // 2) - len(self.encode("a"))
         fixed = len(self.encode(self._make_text(system, one))) - len(self.encode("a")) - self._around
         counts = [len(self.encode(m.content.strip())) + self._around for m in messages]

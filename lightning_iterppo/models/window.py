@@ -44,15 +44,23 @@ class Window:
             fixed: tokens of all else in the prompt.
         """
         dropped = 0
+        first = sum(counts[: self.first]) + fixed
         for length in range(self.first + 1, len(counts) + 1):
-            kept = fixed + sum(counts[: self.first]) + sum(counts[self.first + dropped : length])
+            kept = first + sum(counts[self.first + dropped : length])
             if kept <= self.tokens:
                 continue
-            while self.first + dropped < length - 1 and (
-                kept > self.tokens // 2 or (self.first and roles[self.first + dropped] == roles[self.first - 1])
-            ):
-                kept -= counts[self.first + dropped]
-                dropped += 1
+            fits = None
+            least = dropped + 1
+            for dropped in range(least, length - self.first):
+                kept -= counts[self.first + dropped - 1]
+                if self.first and roles[self.first + dropped] == roles[self.first - 1]:
+                    continue
+                if kept <= self.tokens:
+                    fits = dropped
+                if kept <= self.tokens // 2:
+                    break
+            if fits is not None:
+                dropped = fits
         return dropped
 
 
@@ -72,4 +80,3 @@ class Cuts:
     def share(self) -> float | None:
         """The share that was cut; None before any was looked at."""
         return self.cut / self.states if self.states else None
-
