@@ -155,10 +155,6 @@ def customer_factory(spec: dict[str, Any], where: str) -> Callable[[], Customer]
     return make
 
 
-def _nobody() -> Customer:
-    raise CustomerError("this command has no conversations, so it made no customer")
-
-
 def load_logs(config: Recipe) -> list[Conversation]:
     """The conversations for the warm start; none when the recipe has none.
 
@@ -224,8 +220,8 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         kept: whether a run directory will be attached. Without one there are no callbacks that need it.
         talks: whether it may have conversations. Without them nobody's customer has to be there.
     """
-    customer, held_out = _nobody, None
-    if talks:
+    customer, held_out = None, None
+    if talks and config.customer:
         customer = customer_factory(config.customer, "customer")
         if config.held_out_customer:
             held_out = customer_factory(config.held_out_customer, "held_out_customer")

@@ -6,7 +6,7 @@ open sections need no ``+`` and an unknown key is answered with the nearest one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def compose(recipe: str = "shop", overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: one line that names what is wrong, the nearest valid name, and the file.
     """
     files = RecipeFiles(recipe)
-    choices, values = _split(overrides, files)
+    choices, values = _split(_without_short_forms(overrides), files)
     config, chosen = _compose_files(files, choices)
     _forget_lower_layers(config, files)
     for override in values:
@@ -71,7 +71,11 @@ def compose(recipe: str = "shop", overrides: Sequence[str] = ()) -> Recipe:
         _set(config, override, strict)
     given = [*(each.key_or_group for each in values), *(each.package or each.key_or_group for each in choices)]
     _drop_foreign_held_out(config, files, given)
-    _learn_only_to_speak_from_foreign_logs(config, files, given)
+    if config.get("customer"):
+        _learn_only_to_speak_from_foreign_logs(config, files, given)
+    elif "customer" in given and "loop.iterations" not in given:
+        # Logs say what became of the messages of those who wrote them, and nothing new to a second iteration.
+        OmegaConf.update(config, "loop.iterations", 1, force_add=True)
     return strict.typed(config)
 
 
@@ -90,6 +94,15 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 # -- reading the command line -------------------------------------------------------------------------------------
+
+
+def _without_short_forms(overrides: Iterable[str]) -> Iterator[str]:
+    """``data=logs data.path=FILE`` is short for no customer, and logs of a file."""
+    for line in overrides:
+        if line == "data=logs":
+            yield from ("customer=none", "logs=file")
+        else:
+            yield f"logs.{line.removeprefix('data.')}" if line.startswith("data.path=") else line
 
 
 def _split(overrides: Iterable[str], files: RecipeFiles) -> tuple[list[Override], list[Override]]:

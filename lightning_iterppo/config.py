@@ -300,7 +300,7 @@ class Recipe:
     # Same seed, same machine: same run. Customers of training and of evaluation get different seeds from it.
     seed: int = 1
     model: ModelConfig = field(default_factory=ModelConfig)
-    # {_target_: import path of a customer class, its arguments}.
+    # {_target_: import path of a customer class, its arguments}; {} is nobody: everything is learnt from the logs.
     customer: dict[str, Any] = field(default_factory=dict)
     # A second customer, never trained on, for the second figure; {} is none.
     held_out_customer: dict[str, Any] = field(default_factory=dict)

@@ -197,11 +197,13 @@ def _validate_trainer(trainer: TrainerConfig) -> None:
 
 
 def _validate_open(recipe: Recipe) -> None:
-    if not recipe.customer:
+    if recipe.customer:
+        _need_target("customer", recipe.customer)
+    elif not recipe.logs:
         raise ConfigError(
-            "the recipe has no customer: choose one (customer=shop) or name a class (customer._target_=…)"
+            "the recipe has no customer and no logs: choose a customer (customer=shop), name a class "
+            "(customer._target_=…), or learn from logs alone (data=logs data.path=FILE)"
         )
-    _need_target("customer", recipe.customer)
     if recipe.held_out_customer:
         _need_target("held_out_customer", recipe.held_out_customer)
     elif recipe.loop.held_out_conversations:

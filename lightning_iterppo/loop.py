@@ -22,6 +22,7 @@ from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_fit import CriticFit
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.data.logs import write_conversations
+from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.evaluation.rates import known_rate, outcome_rate
 from lightning_iterppo.imitation import imitate
 from lightning_iterppo.machine import describe_machine, peak_memory_bytes
@@ -49,7 +50,7 @@ class IterativePPOLoop:
         policy: PPO on the language model's ``policy`` variant.
         critic: Q on its ``critic`` variant.
         renderer: the model's chat template.
-        customer: makes a customer.
+        customer: makes a customer; None learns from the logs alone.
         settings: how often and how much.
         trainers: makes each phase's Trainer.
         logs: conversations to warm-start from; none skips the warm start.
@@ -69,7 +70,7 @@ class IterativePPOLoop:
         policy: PPOPolicy,
         critic: QCritic,
         renderer: ChatRenderer,
-        customer: Callable[[], Customer],
+        customer: Callable[[], Customer] | None,
         settings: LoopSettings,
         trainers: TrainerFactory,
         logs: Sequence[Conversation] = (),
@@ -191,10 +192,14 @@ class IterativePPOLoop:
         self.progress.iteration = iteration
         if f"iteration-{iteration}" in self._finished:
             return
-        if f"collect-{iteration}" not in self._finished:
-            self.progress.begin("collect")  # not the last iteration's improvement, which would be seen to begin again
-            self.hook("on_iteration_start")
-        self._phase(f"collect-{iteration}", lambda: self._collect(iteration), "on_collect_end")
+        if self.customer is None:
+            self._take_logs(iteration)
+        else:
+            if f"collect-{iteration}" not in self._finished:
+                # Not the last iteration's improvement, which would be seen to begin again.
+                self.progress.begin("collect")
+                self.hook("on_iteration_start")
+            self._phase(f"collect-{iteration}", lambda: self._collect(iteration), "on_collect_end")
         self._phase(f"evaluate-{iteration}", self._evaluate, "on_critic_fit_end")
         self._phase(f"improve-{iteration}", lambda: self._improve(iteration), "on_improve_end")
         every = self.settings.evaluate_every
@@ -238,6 +243,7 @@ class IterativePPOLoop:
         count = self.settings.conversations
         self.tools.begin("collect", count, "conversations")
         name = f"iteration-{iteration:03d}"
+        assert self.customer is not None, "without a customer there is nothing to collect"
         self.conversations = self.talker.talk(self.customer, TRAINING_SEEDS, count, name, name, after=iteration * count)
         rate = outcome_rate(self.conversations)
         self._current = IterationRecord(iteration, rate)
@@ -245,9 +251,21 @@ class IterativePPOLoop:
         self._keep(iteration, self.conversations)
         self.metrics["collect/outcome_rate"] = rate.outcome_rate
 
+    def _take_logs(self, iteration: int) -> None:
+        """Nobody to talk to: the logs are what there is."""
+        self.conversations = self.logs
+        if self._current is None or self._current.iteration != iteration:
+            self._current = IterationRecord(iteration, None)
+            self.progress.begin("evaluate")
+            self.hook("on_iteration_start")
+
     def _evaluate(self) -> None:
         self.tools.begin("evaluate")
-        self.critic_fit.iteration(self.conversations, self.earlier, self.logs if self.settings.critic_logs else [])
+        if self.customer is None:
+            self.critic_fit.logs(self.logs, None)
+        else:
+            logs = self.logs if self.settings.critic_logs else []
+            self.critic_fit.iteration(self.conversations, self.earlier, logs)
         self._record.critic = self._figures("critic", CRITIC_FIGURES, self.critic.figures)
         self._count("trained", self.progress.tokens)
 
@@ -263,7 +281,8 @@ class IterativePPOLoop:
 
     def _improve(self, iteration: int) -> None:
         self.tools.begin("improve")
-        generated = self.improvement.iteration(iteration, self.conversations, self.earlier, self.logs)
+        people = [] if self.customer is None else self.logs  # whose logs those conversations are already
+        generated = self.improvement.iteration(iteration, self.conversations, self.earlier, people)
         self._record.policy = self._figures("policy", POLICY_FIGURES, self.policy.figures)
         self._count("generated", generated)
         self._count("trained", self.policy.trained_tokens)
@@ -274,13 +293,15 @@ class IterativePPOLoop:
         return self._current
 
     def _measure_iteration(self, iteration: int) -> None:
-        rate = self.measurement.evaluation(self.customer, "after")
+        rate = None if self.customer is None else self.measurement.evaluation(self.customer, "after")
         if rate is not None:
             self.evaluations[iteration] = rate
             self._record.held_out = rate
 
     def _measure(self, when: Literal["before", "after"]) -> None:
         """The outcome rate on customers that training never meets, and on another kind of customer."""
+        if self.customer is None:
+            return
         rate = self.measurement.evaluation(self.customer, when)
         second = self.measurement.held_out(self.held_out_customer, when)
         self.summary.measured(when, rate, second)
@@ -294,6 +315,8 @@ class IterativePPOLoop:
     def talk(self, conversations: int, name: str, *, training: bool) -> list[Conversation]:
         """Conversations under the policy as it is, with customers of the training seeds or of the evaluation ones."""
         with self.running():
+            if self.customer is None:
+                raise ConfigError("nobody to talk to: choose a customer (customer=shop) or name a class")
             self.tools.begin("collect", conversations, "conversations")
             seeds = TRAINING_SEEDS if training else EVALUATION_SEEDS
             found = self.talker.talk(self.customer, seeds, conversations, name, name)
@@ -327,7 +350,8 @@ class IterativePPOLoop:
         self.summary.iterations.append(self._record)
         self.summary.histories_cut = self.renderer.cuts.share
         kept = max(self.settings.history, self.settings.policy_history, 1)
-        self.earlier = [*self.earlier, self.conversations][-kept:]
+        if self.customer is not None:
+            self.earlier = [*self.earlier, self.conversations][-kept:]
         self._finished = [*(n for n in self._finished if not n.endswith(f"-{iteration}")), f"iteration-{iteration}"]
         self.hook("on_iteration_end")
         self.summary.stop_reason = self.stop_reason
@@ -362,7 +386,8 @@ class IterativePPOLoop:
             "steps": self.tools.steps,
             "should_stop": self.should_stop,
             "stop_reason": self.stop_reason,
-            "conversations": [c.to_json() for c in self.conversations],
+            # Without a customer they are the logs, which a resumed run reads again.
+            "conversations": [c.to_json() for c in self.conversations] if self.customer is not None else [],
             "earlier": [[c.to_json() for c in part] for part in self.earlier],
             "callbacks": {callback.state_key: callback.state_dict() for callback in self.callbacks},
             "modules": module_state(self.language_model, self.policy, self.critic),

@@ -53,7 +53,9 @@ def test_every_recipe_composes_and_has_a_description() -> None:
     assert {"shop", "shop-full", "probe"} <= {info.name for info in found}
     for info in found:
         assert info.description
-        assert compose(info.name).name == info.name
+        # Somebody's own conversations are nothing that we have.
+        needs = ["data.path=x.jsonl"] if info.name == "persuasion" else []
+        assert compose(info.name, needs).name == info.name
 
 
 def test_every_group_has_two_members_and_every_option_composes() -> None:
@@ -247,8 +249,7 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("shop", "model=hub", ["model.id", f"{OURS}/model/hub.yaml"]),
         ("shop", "logs=file", ["logs.path", "add logs.path="]),
         ("shop", "logs.path=3", ["logs.path", "a file or a list of files"]),
-        ("shop", "~customer", ["no customer"]),
-        ("shop", "~customer._target_", ["no customer"]),
+        ("persuasion", "seed=1", ["logs.path", "add logs.path="]),
         ("shop", "callbacks.x=3", ["callbacks.x"]),
         ("shop", "callbacks.x.depth=3", ["callbacks.x._target_ is missing"]),
         ("shop", "~callbacks.progres", ["callbacks.progres", "did you mean progress?"]),
@@ -369,3 +370,12 @@ def test_a_module_that_does_not_import_says_where(here: Path, text: str, said: s
     with pytest.raises(ConfigError) as caught:
         instantiate({"_target_": f"{name}.Thing"}, "customer")
     assert said in str(caught.value) and f"{name}.py:1" in str(caught.value)
+
+
+def test_learning_from_logs_alone_is_one_iteration_without_a_customer() -> None:
+    short = compose("shop", ["data=logs", "data.path=mine.jsonl"])
+    assert (short.customer, short.held_out_customer, short.logs) == ({}, {}, {"path": "mine.jsonl"})
+    assert (short.loop.iterations, short.loop.held_out_conversations) == (1, 0)
+    assert short == compose("shop", ["customer=none", "logs=file", "logs.path=mine.jsonl"])
+    assert compose("shop", ["data=logs", "data.path=mine.jsonl", "loop.iterations=3"]).loop.iterations == 3
+    assert compose("persuasion", ["data.path=mine.jsonl"]).customer == {}

@@ -203,6 +203,7 @@ def test_the_summary_has_the_keys_of_its_schema(run: Run) -> None:
         *("schema", "recipe", "seed", "status", "seconds", "peak_memory_bytes", "before", "after", "iterations"),
     }
     added = {"evaluation_seconds", "before_held_out", "after_held_out", "logs", "stop_reason", "machine"}
+    added.add("histories_cut")
     assert set(summary) == promised | added
     assert (summary["schema"], summary["recipe"], summary["seed"], summary["status"]) == (1, "words", 7, "finished")
     assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 1_000_000
@@ -507,25 +508,77 @@ def test_the_critic_reads_the_logs_only_if_told(make_loop: Make, use: bool, expe
 def test_a_customer_that_is_won_by_one_word_is_learnt(make_loop: Make) -> None:
     """The whole method on the smallest problem: the outcome rate rises, and the rise is not chance."""
 
-    class Easy:
-        def reset(self, seed: int) -> str:
-            return "red ?"
-
-        def reply(self, history: list[Message]) -> CustomerReply:
-            return CustomerReply("", float("yes" in history[-1].content.split()), done=True)
-
     loop = make_loop(
         settings={
             **{"iterations": 2, "conversations": 64, "evaluation_conversations": 100, "batch": 100},
             **{"critic_epochs": 6, "rounds": 4, "ppo_epochs": 2, "conversations_per_round": 32, "samples_per_state": 4},
         },
         policy={"learning_rate": 1e-2, "warmup_steps": 1},
-        customer=Easy,
+        customer=_Once,
     )
     summary = loop.run()
     assert summary.before is not None and summary.after is not None
     assert summary.after.ci95[0] > summary.before.ci95[1]
     assert summary.after.outcome_rate > 0.8
+
+
+def offline_loop(make_loop: Make, **more: Any) -> IterativePPOLoop:
+    torch.manual_seed(0)
+    talks = [
+        Conversation(f"log-{n}", (Turn("red ?", ("yes", "no")[n % 2], reward=float(n % 2 == 0)),), outcome=1.0 - n % 2)
+        for n in range(64)
+    ]
+    return make_loop(
+        settings={
+            **{"iterations": 1, "warm_start_epochs": 12, "critic_epochs": 4, "rounds": 4, "ppo_epochs": 2},
+            **{"conversations_per_round": 32, "samples_per_state": 4},
+        },
+        policy={"learning_rate": 1e-2, "warmup_steps": 1},
+        customer=None,
+        logs=talks,
+        **more,
+    )
+
+
+def test_without_a_customer_everything_is_learnt_from_the_logs(make_loop: Make, tmp_path: Path) -> None:
+    """What won in the logs becomes likelier, and no rate is claimed that nobody measured."""
+    loop = offline_loop(make_loop, run_dir=RunDirectory.create(tmp_path / "run", ""))
+    summary = loop.run()
+    (iteration,) = summary.iterations
+    assert summary.before is None and summary.after is None and iteration.collected is None
+    assert summary.logs is not None and summary.logs.outcome_rate == 0.5
+    assert iteration.critic["auroc"] is not None and iteration.critic["auroc"] > 0.9
+    assert iteration.policy["reward_gain"] is not None and iteration.policy["reward_gain"] > 0
+    loop.customer = lambda: _Once()
+    won = outcome_rate(loop.talk(100, "try", training=False))
+    assert won.ci95[0] > 0.6, "half of the messages in the logs won"
+    assert (tmp_path / "run" / "checkpoints" / "iteration-000" / "policy").is_dir()
+
+
+class _Once:
+    """Bought by "yes"."""
+
+    def reset(self, seed: int) -> str:
+        return "red ?"
+
+    def reply(self, history: list[Message]) -> CustomerReply:
+        return CustomerReply("", float("yes" in history[-1].content.split()), done=True)
+
+
+def test_a_run_from_logs_alone_resumes(make_loop: Make, tmp_path: Path) -> None:
+    class Broken(Callback):
+        def on_improve_end(self, loop: IterativePPOLoop) -> None:
+            raise RuntimeError("here")
+
+    whole = offline_loop(make_loop).run()
+    run = RunDirectory.create(tmp_path / "run", "")
+    with pytest.raises(RuntimeError):
+        offline_loop(make_loop, callbacks=[Broken()], run_dir=run).run()
+    state = RunDirectory.open(run.path).load_state()
+    assert state is not None and state["conversations"] == []
+    resumed = offline_loop(make_loop)
+    resumed.load_state_dict(state)
+    assert resumed.run().iterations[0].policy == pytest.approx(whole.iterations[0].policy)
 
 
 # -- parts of it alone -----------------------------------------------------------------------------------------------
