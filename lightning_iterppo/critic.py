@@ -84,6 +84,8 @@ class QCritic(pl.LightningModule):
         self.pessimism = pessimism
         self.likelihood = likelihood
         self.head = ScalarHead(model.hidden_size, heads * self.objective.outputs, extra=int(likelihood))
+        #: V(s) at the last token before an action, when `fit_states` has solved for it.
+        self.state_head: ScalarHead | None = None
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
         self.weight_decay = weight_decay
@@ -102,16 +104,18 @@ class QCritic(pl.LightningModule):
 
         ``hl-gauss`` has one dimension more. ``critic.objective.values`` makes it each head's Q.
         """
-        outputs: Tensor = self.head(*self._of_actions(batch))
+        return self._outputs(self.model.hidden(batch), batch)
+
+    def _outputs(self, hidden: Tensor, batch: TreeBatch) -> Tensor:
+        outputs: Tensor = self.head(*self._of_actions(hidden, batch))
         shape = (self.heads,) if self.objective.outputs == 1 else (self.heads, self.objective.outputs)
         return outputs.view(-1, *shape)
 
-    def _of_actions(self, batch: TreeBatch) -> tuple[Tensor, Tensor | None]:
+    def _of_actions(self, hidden: Tensor, batch: TreeBatch) -> tuple[Tensor, Tensor | None]:
         """The hidden state at the end of every action, (batch, hidden), and its likelihood (batch, 1) where wanted.
 
         The likelihood is a feature and is not trained: it would teach the trunk to speak and not to judge.
         """
-        hidden = self.model.hidden(batch)
         likelihood = None
         if self.likelihood:
             with torch.no_grad():
@@ -135,28 +139,47 @@ class QCritic(pl.LightningModule):
             rows: trees a forward pass.
             on_batch: called with the number of tokens of each pass.
         """
+        return [[q for q, _ in scores] for scores in self.score_states(trees, rows=rows, on_batch=on_batch)]
+
+    @torch.no_grad()
+    def score_states(
+        self, trees: Sequence[TokenTree], *, rows: int = 8, on_batch: Callable[[int], None] | None = None
+    ) -> list[list[tuple[float, float | None]]]:
+        """Q of every action as `score` gives it, and V of the state that it was taken in; None before `fit_states`."""
         training = self.training
         self.eval()
-        found: list[list[float]] = [[] for _ in trees]
+        found: list[list[tuple[float, float | None]]] = [[] for _ in trees]
         order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
         with self.model.using(CRITIC):
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
-                q = self.objective.values(self(batch))
+                hidden = self.model.hidden(batch)
+                q = self.objective.values(self._outputs(hidden, batch))
                 values = iter((q.mean(-1) - self.pessimism * q.std(-1, unbiased=False)).tolist())
+                states = iter(self._values_of_states(hidden, batch))
                 for index in chosen:
-                    found[index] = [next(values) for _ in trees[index].actions]
+                    found[index] = [(next(values), next(states)) for _ in trees[index].actions]
                 if on_batch is not None:
                     on_batch(sum(len(trees[i]) for i in chosen))
         self.train(training)
         return found
 
+    def _values_of_states(self, hidden: Tensor, batch: TreeBatch) -> list[float | None]:
+        if self.state_head is None:
+            return [None] * len(batch.action_rows)
+        outputs: Tensor = self.state_head(_before_actions(hidden, batch))
+        return list(self.objective.values(outputs).tolist())
+
     # -- the head alone -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def features(self, batches: Iterable[TurnBatch]) -> ActionFeatures:
+    def features(self, batches: Iterable[TurnBatch], *, states: bool = False) -> ActionFeatures:
         """What the head sees of every action of some batches.
+
+        Args:
+            batches: of logged conversations.
+            states: what the head of states sees instead: the hidden state before the action.
 
         Raises:
             ValueError: there is no batch.
@@ -167,7 +190,11 @@ class QCritic(pl.LightningModule):
         with self.model.using(CRITIC):
             for batch in batches:
                 tree = batch.tree.to(self.model.device)
-                values = self.head.seen(*self._of_actions(tree)).cpu()
+                hidden = self.model.hidden(tree)
+                if states:
+                    values = self.head.seen(_before_actions(hidden, tree)).cpu()
+                else:
+                    values = self.head.seen(*self._of_actions(hidden, tree)).cpu()
                 parts.append(ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu()))
         self.train(training)
         return ActionFeatures.join(parts)
@@ -198,6 +225,26 @@ class QCritic(pl.LightningModule):
             )
             self.head.linear.weight[head] = weight
             self.head.linear.bias[head] = bias
+
+    @torch.no_grad()
+    def fit_states(self, states: ActionFeatures, *, prior: float = 3.0, trust: float = 0.5) -> None:
+        """Solves for V(s) = E[G_t | s_t = s] under those who wrote the logs, on the trunk as it is.
+
+        What an action was worth is then Q(s, a) − V(s): how the end became likelier, or less, by it.
+
+        Args:
+            states: what `features` gives of states.
+            prior: as for `fit_head`.
+            trust: as for `fit_head`.
+
+        Raises:
+            ValueError: the loss is ``hl-gauss``, whose head has no such optimum.
+        """
+        weight, bias = solve_head(states, prior=prior, trust=trust, objective=self.objective)
+        head = ScalarHead(self.model.hidden_size).to(self.head.linear.weight.device)
+        head.linear.weight[0] = weight
+        head.linear.bias[0] = bias
+        self.state_head = head.requires_grad_(False)
 
     # -- fitting -------------------------------------------------------------------------------------------------
 
@@ -275,6 +322,11 @@ class QCritic(pl.LightningModule):
             weight_decay=self.weight_decay,
             decay_steps=int(self.trainer.estimated_stepping_batches),
         )
+
+
+def _before_actions(hidden: Tensor, batch: TreeBatch) -> Tensor:
+    """The hidden state at the end of every action's state, (batch, hidden)."""
+    return hidden[batch.action_rows, batch.predict_positions[:, 0]]
 
 
 def bootstrap_weights(tree: TokenTree, heads: int) -> Tensor:

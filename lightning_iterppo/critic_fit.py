@@ -21,6 +21,7 @@ from lightning_iterppo.data.trees import KEPT_CONVERSATIONS, LoggedTree, Retarge
 from lightning_iterppo.data.turns import TurnBatch, TurnDataModule, split_conversations
 from lightning_iterppo.data.views import select
 from lightning_iterppo.errors import LogDataError
+from lightning_iterppo.functional.objectives import HLGauss
 from lightning_iterppo.functional.returns import lambda_returns
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import Segment, TokenTree
@@ -96,6 +97,21 @@ class CriticFit:
         Raises:
             LogDataError: no outcome is known, or too few conversations are held out for all processes.
         """
+        self._logs(logs, validation)
+        self._fit_states(logs)
+
+    def _fit_states(self, logs: Sequence[Conversation]) -> None:
+        """V(s), for what a single message was worth; not every loss has it."""
+        if isinstance(self.critic.objective, HLGauss):
+            return
+        prior, trust = self.settings.critic_head_prior, self.settings.critic_head_trust
+        some = self._some(logs)
+        self.tools.progress.step(len(some), "conversations read")
+        found = self._features(some, states=True)
+        if found is not None:
+            self.critic.fit_states(found, prior=prior, trust=trust)
+
+    def _logs(self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None) -> None:
         settings = self.settings
         if settings.critic_epochs == 0:
             self._solve_head([], logs, measure=validation is None)
@@ -172,7 +188,7 @@ class CriticFit:
         """What is kept of conversations no longer holds: the critic's trunk is another."""
         self._seen = []
 
-    def _features(self, conversations: Sequence[Conversation]) -> ActionFeatures | None:
+    def _features(self, conversations: Sequence[Conversation], *, states: bool = False) -> ActionFeatures | None:
         """Of all processes' shares of conversations with known outcomes; None when there are none."""
         own = conversations[rank() :: world_size()]
         found = []
@@ -185,7 +201,7 @@ class CriticFit:
                     bounds=self.critic.objective.bounds,
                 )
             )
-            found.append(self.critic.features(self._counted(data.train_dataloader())))
+            found.append(self.critic.features(self._counted(data.train_dataloader()), states=states))
         parts = gather_lists(found)
         return ActionFeatures.join(parts) if parts else None
 

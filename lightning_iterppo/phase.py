@@ -78,6 +78,7 @@ class PhaseTools:
             max_epochs=epochs, callbacks=[counter, *callbacks, *self.callbacks], logger=self.loggers, rounds=rounds
         )
         trainer.fit(module, datamodule=data)
+        let_go(trainer, module)
         self.place()
         self.steps += trainer.global_step
         self.metrics.update({key: float(value) for key, value in trainer.callback_metrics.items() if key != "step"})
@@ -86,3 +87,13 @@ class PhaseTools:
         """Measures a module on its validation data."""
         self.trainers.make(max_epochs=1, logger=self.loggers).validate(module, datamodule=data, verbose=False)
         self.place()
+
+
+def let_go(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Frees what a fit that is over held: its optimisers' states, twice the trained weights, and the last gradients.
+
+    The module keeps its Trainer, and that its optimisers, until the next fit is under way.
+    """
+    for optimizer in trainer.optimizers:
+        optimizer.state.clear()
+    module.zero_grad(set_to_none=True)

@@ -21,14 +21,22 @@ WINDOW = 512
 
 
 def score_in_windows(
+    critic: QCritic, trees: Iterable[TokenTree], *, rows: int, window: int = WINDOW
+) -> Iterator[list[float]]:
+    """What `QCritic.score` gives, tree by tree, of any number of trees, as `states_in_windows` does."""
+    for scores in states_in_windows(critic, trees, rows=rows, window=window):
+        yield [q for q, _ in scores]
+
+
+def states_in_windows(
     critic: QCritic,
     trees: Iterable[TokenTree],
     *,
     rows: int,
     window: int = WINDOW,
     on_batch: Callable[[int, int], None] | None = None,
-) -> Iterator[list[float]]:
-    """What `QCritic.score` gives, tree by tree, of any number of trees: a window of them is held at a time.
+) -> Iterator[list[tuple[float, float | None]]]:
+    """What `QCritic.score_states` gives, tree by tree, of any number of trees: a window of them is held at a time.
 
     Args:
         critic: Q.
@@ -41,11 +49,11 @@ def score_in_windows(
     while held := list(islice(waiting, window)):
         lengths = [len(tree) for tree in held]
         order = sorted(range(len(held)), key=lengths.__getitem__)
-        found: list[list[float]] = [[] for _ in held]
+        found: list[list[tuple[float, float | None]]] = [[] for _ in held]
         with critic.model.using(CRITIC):
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
-                values = critic.score([held[index] for index in chosen], rows=rows)
+                values = critic.score_states([held[index] for index in chosen], rows=rows)
                 for index, each in zip(chosen, values, strict=True):
                     found[index] = each
                     # What frozen layers made of a tree goes with it, unless somebody else holds the tree.
@@ -78,8 +86,10 @@ def write_scores(
     rows: int,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> Scored:
-    """Writes Q of every agent message that was sent, a line each: ``{"id", "turn", "q"}``, in the order of the file.
+    """Writes what every agent message that was sent is worth, a line each, in the order of the file.
 
+    A line is ``{"id", "turn", "q", "v"}``: Q of the message, and V of the conversation before it, null where the critic
+    has none (`QCritic.fit_states`). Q − V is what the message changed.
     ``turn`` is the message's index in ``Conversation.messages``: all messages count, a system message does not, and
     neighbours of one role are one. What was suggested and not sent is not scored. The file is whole or not there.
 
@@ -101,14 +111,14 @@ def write_scores(
             yield passing.render(conversation.as_sent()).tree
 
     def lines() -> Iterator[str]:
-        scores = score_in_windows(critic, trees(), rows=rows, on_batch=on_batch)
+        scores = states_in_windows(critic, trees(), rows=rows, on_batch=on_batch)
         for values in scores:
             name, places = waiting.popleft()
             done.conversations += 1
             done.turns += len(values)
-            done.total += sum(values)
-            for place, q in zip(places, values, strict=True):
-                yield json.dumps({"id": name, "turn": place, "q": q}, ensure_ascii=False)
+            done.total += sum(q for q, _ in values)
+            for place, (q, v) in zip(places, values, strict=True):
+                yield json.dumps({"id": name, "turn": place, "q": q, "v": v}, ensure_ascii=False)
 
     write_lines_atomically(path, lines())
     return done

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.files import replace_directory
+from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.policy import PPOPolicy
 
-HEAD = "head.safetensors"
+HEAD, STATE_HEAD = "head.safetensors", "state_head.safetensors"
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -28,9 +29,11 @@ def save_checkpoint(path: Path, model: LanguageModel, policy: PPOPolicy, critic:
 
 
 def save_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
-    """The critic's trunk and head."""
+    """The critic's trunk and head, and its head of states where there is one."""
     model.save_variant(CRITIC, directory)
     save_file(_on_host(critic.head.state_dict()), directory / HEAD)
+    if critic.state_head is not None:
+        save_file(_on_host(critic.state_head.state_dict()), directory / STATE_HEAD)
 
 
 def load_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
@@ -47,6 +50,10 @@ def load_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
         raise ValueError(f"the head in {directory} is one of another critic.loss or another model than the recipe's")
     model.load_variant(CRITIC, directory)
     critic.head.load_state_dict(head)
+    critic.state_head = None
+    if (directory / STATE_HEAD).is_file():
+        critic.state_head = ScalarHead(model.hidden_size).to(model.device)
+        critic.state_head.load_state_dict(load_file(directory / STATE_HEAD))
 
 
 def module_state(model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> dict[str, Any]:

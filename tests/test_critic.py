@@ -16,6 +16,7 @@ from lightning_iterppo.critic import QCritic, bootstrap_weights
 from lightning_iterppo.critic_fit import CriticFit
 from lightning_iterppo.data.turns import TurnDataModule
 from lightning_iterppo.errors import LogDataError
+from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree, collate_trees
@@ -330,3 +331,25 @@ def test_scoring_leaves_the_mode_as_it_was(make_language_model: Make) -> None:
         critic.train(training)
         critic.score([renderer.render(talk(0)).tree])
         assert critic.training is training
+
+
+def test_a_message_is_worth_what_it_changed(make_loop: Callable[..., IterativePPOLoop]) -> None:
+    """V before a message and Q after it: they differ where the agent decides, and not where the customer has."""
+    logs = []
+    for n in range(80):
+        asked, said = ("red ?", "blue ?", "?")[n % 3], ("yes", "no")[n // 3 % 2]
+        won = {"red ?": 1.0, "blue ?": 0.0, "?": float(said == "yes")}[asked]
+        logs.append(Conversation(f"c{n}", (Turn(asked, said, reward=won),), outcome=won))
+    loop = make_loop("full", settings={"critic_epochs": 12, "critic_head_prior": 0.1, "critic_head_trust": 1.0})
+    loop.critic.learning_rate = 1e-2
+    loop.fit_critic_only(logs, logs)
+    trees = [loop.renderer.render(log).tree for log in logs[:6]]
+    scores = loop.critic.score_states(trees)
+    found = {(log.turns[0].customer, log.turns[0].message): s[0] for log, s in zip(logs, scores, strict=False)}
+    changed = {key: q - v for key, (q, v) in found.items() if v is not None}
+    assert len(changed) == 6
+    for said in ("yes", "no"):
+        assert abs(changed["red ?", said]) < 0.2 and abs(changed["blue ?", said]) < 0.2
+    assert changed["?", "yes"] > 0.25 and changed["?", "no"] < -0.25
+    values = {key: v for key, (_, v) in found.items() if v is not None}
+    assert values["red ?", "no"] > 0.7 and values["blue ?", "yes"] < 0.3

@@ -669,3 +669,11 @@ def test_an_improvement_alone(make_loop: Make, tmp_path: Path) -> None:
     assert any(not torch.equal(loop.language_model.variant_tensors("policy")[k], v) for k, v in before.items())
     assert (tmp_path / "run" / "checkpoints" / "iteration-000" / "policy" / "adapter_model.safetensors").is_file()
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+
+
+def test_a_fit_that_is_over_holds_no_optimiser_states_and_no_gradients(make_loop: Make) -> None:
+    loop = make_loop("full", settings={"iterations": 1})
+    loop.run()
+    for module in (loop.policy, loop.critic):
+        assert all(not optimizer.state for optimizer in module.trainer.optimizers)
+        assert all(parameter.grad is None for parameter in module.parameters())

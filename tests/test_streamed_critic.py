@@ -26,7 +26,7 @@ from lightning_iterppo.errors import LogDataError, LogFormatError, RunDirectoryE
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.tree import TokenTree
 from lightning_iterppo.phase import PhaseTools
-from lightning_iterppo.scoring import score_in_windows
+from lightning_iterppo.scoring import states_in_windows
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.snapshot import load_critic
 
@@ -170,7 +170,8 @@ def test_reading_a_large_log_is_shown(make_loop: Make, tmp_path: Path, monkeypat
     logs = [talk for talk in talks(60) if talk.outcome is not None]
     loop = make_loop(settings={"critic_epochs": 1, "critic_solve_head": False}, callbacks=[Looks()])
     loop.fit_critic_only(logs, None)
-    assert seen == [(number, len(logs)) for number in range(1, len(logs) + 1)]
+    # Then the head of states reads them in one batch.
+    assert seen[: len(logs)] == [(number, len(logs)) for number in range(1, len(logs) + 1)]
 
 
 # -- scoring ---------------------------------------------------------------------------------------------------------
@@ -189,11 +190,12 @@ def test_scores_are_of_every_message_that_was_sent(tmp_path: Path, kind: str) ->
     lines = iter(scores.read_text(encoding="utf-8").splitlines())
     values = []
     for talk in read_conversations(logs):
-        (expected,) = loop.critic.score([loop.renderer.render(talk.as_sent()).tree])
-        for turn, q in zip(talk.turns, expected, strict=True):
+        (expected,) = loop.critic.score_states([loop.renderer.render(talk.as_sent()).tree])
+        for turn, (q, v) in zip(talk.turns, expected, strict=True):
             line = json.loads(next(lines))
             values.append(line["q"])
-            assert line == {"id": talk.id, "turn": line["turn"], "q": pytest.approx(q, abs=1e-5)}
+            found_v = pytest.approx(v, abs=1e-5)
+            assert line == {"id": talk.id, "turn": line["turn"], "q": pytest.approx(q, abs=1e-5), "v": found_v}
             assert talk.messages[line["turn"]].content == turn.message
     assert next(lines, None) is None
     assert (found["conversations"], found["turns"]) == (40, len(values))
@@ -239,7 +241,7 @@ def test_scoring_holds_a_window(make_loop: Make, kind: str) -> None:
         most = max(most, alive() - before)
 
     fresh = (tree.copy() for tree in trees)
-    found = list(score_in_windows(loop.critic, fresh, rows=4, window=10, on_batch=counted))
-    assert found == [pytest.approx(values, abs=1e-5) for values in expected]
+    found = list(states_in_windows(loop.critic, fresh, rows=4, window=10, on_batch=counted))
+    assert [[q for q, _ in scores] for scores in found] == [pytest.approx(values, abs=1e-5) for values in expected]
     assert sum(passes) == 50 and max(passes) == 4
     assert most == 0  # what frozen layers made of a tree is gone with its pass

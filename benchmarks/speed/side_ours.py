@@ -22,6 +22,7 @@ from lightning_iterppo.machine import release_memory
 from lightning_iterppo.models.adaptation import Adaptation, Computing
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.phase import let_go
 from lightning_iterppo.policy import PPOPolicy
 
 NEVER = -1  # no token: responses go on to their maximum length, as the other side's do
@@ -123,6 +124,7 @@ def main() -> None:
             enable_model_summary=False,
         )
         trainer.fit(policy, data)
+        let_go(trainer, policy)  # as the loop does
         stages.append(("", time.perf_counter()))
         return {
             "steps": trainer.global_step,
