@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from lightning_iterppo import cli_attribution
 from lightning_iterppo import cli_commands as commands
 from lightning_iterppo.cli_errors import explain, was_interrupted
 from lightning_iterppo.cli_output import main_process, quoted
@@ -180,8 +181,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     score = add("score", commands.score, "what each agent message of logs was worth, into a file", recipe=False)
     score.add_argument("critic", type=Path, metavar="DIR", help="what fit-critic wrote, or a run")
     score.add_argument("data", type=Path, metavar="FILE.jsonl", help="logs, ours or the chat form")
-    add_output(score, "the file, one agent message a line: id, turn (its index in messages) and q", "SCORES.jsonl")
+    add_output(score, "the file, one agent message a line: id, turn (its index in messages), q and v", "SCORES.jsonl")
     add_json(score)
+
+    attribute = add(
+        "attribute", cli_attribution.attribute, "which message won or lost a conversation, from scores", recipe=False
+    )
+    attribute.add_argument("data", type=Path, metavar="FILE.jsonl", help="the logs that were scored")
+    attribute.add_argument("scores", type=Path, metavar="SCORES.jsonl", help="what `iterppo score` wrote of them")
+    attribute.add_argument("--id", required=True, metavar="ID", help="the conversation")
+    add_output(attribute, "a plot, as SVG; default: none", "PLOT.svg", required=False)
+    add_json(attribute)
 
     improve = add("improve", commands.improve, "only PPO, against a fitted critic")
     improve.add_argument("--critic", type=Path, metavar="DIR", required=True, help="what fit-critic wrote")

@@ -80,7 +80,7 @@ def collect(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo collect`."""
     config = _config(arguments)
     _need_policy(arguments.policy)
-    _need_fresh_output(arguments.output)
+    need_fresh_output(arguments.output)
     found = _operations(job).collect(config, arguments.output, arguments.policy, _count(arguments))
     output.figures(found, arguments.json)
     return 0
@@ -89,8 +89,8 @@ def collect(arguments: argparse.Namespace, job: Job) -> int:
 def fit_critic(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo fit-critic`."""
     config = _config(arguments)
-    _need_files([*arguments.data, *arguments.validation])
-    _need_fresh_output(arguments.output)
+    need_files([*arguments.data, *arguments.validation])
+    need_fresh_output(arguments.output)
     found = _operations(job).fit_critic(config, arguments.data, arguments.validation, arguments.output)
     output.figures(found, arguments.json)
     return 0
@@ -100,8 +100,8 @@ def score(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo score`."""
     if not arguments.critic.is_dir():
         raise RunDirectoryError(f"there is no critic {arguments.critic}: `iterppo fit-critic` makes one")
-    _need_files([arguments.data])
-    _need_fresh_output(arguments.output)
+    need_files([arguments.data])
+    need_fresh_output(arguments.output)
     found = _operations(job).score(arguments.critic, arguments.data, arguments.output)
     output.figures(found, arguments.json)
     return 0
@@ -112,7 +112,7 @@ def improve(arguments: argparse.Namespace, job: Job) -> int:
     config = _config(arguments)
     if not arguments.critic.is_dir():
         raise RunDirectoryError(f"there is no critic {arguments.critic}: `iterppo fit-critic` makes one")
-    _need_files(arguments.data)
+    need_files(arguments.data)
     _need_fresh_run(arguments.output)
     found = _operations(job).improve(config, arguments.critic, arguments.data, arguments.output)
     output.figures(found, arguments.json)
@@ -131,7 +131,7 @@ def evaluate(arguments: argparse.Namespace, job: Job) -> int:
 def export(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo export`."""
     _need_run(arguments.run)
-    _need_fresh_output(arguments.output)
+    need_fresh_output(arguments.output)
     made = _operations(job).export(arguments.run, arguments.output, arguments.iteration)
     output.say(
         f"The model is in {made}",
@@ -295,14 +295,24 @@ def _need_fresh_run(run: Path) -> None:
         )
 
 
-def _need_fresh_output(path: Path) -> None:
+def need_fresh_output(path: Path) -> None:
+    """Nothing is overwritten.
+
+    Raises:
+        RunDirectoryError: there is something.
+    """
     if not output.main_process():
         return
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunDirectoryError(f"{path} is there already and would be overwritten: remove it, or choose another -o")
 
 
-def _need_files(paths: list[Path]) -> None:
+def need_files(paths: list[Path]) -> None:
+    """All are there.
+
+    Raises:
+        ConfigError: one is not.
+    """
     for path in paths:
         if not path.is_file():
             raise ConfigError(f"there is no file {path}")
