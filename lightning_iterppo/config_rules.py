@@ -190,6 +190,12 @@ def _validate_trainer(trainer: TrainerConfig) -> None:
     whole = all(isinstance(n, int) and not isinstance(n, bool) for n in numbers) and numbers != [] and devices != 0
     if not whole and not isinstance(devices, str):
         raise ConfigError(f"trainer.devices is {devices}, but it must be a number, a list of numbers, or auto")
+    name = str(strategy.get("_target_")) if isinstance(strategy, dict) else str(strategy)
+    if any(sharded in name.lower() for sharded in ("fsdp", "deepspeed", "modelparallel")):
+        raise ConfigError(
+            f"trainer.strategy is {name}, which shards the weights: generation and checkpoints need them whole as yet; "
+            "take ddp, or one device"
+        )
     if isinstance(strategy, dict):
         _need_target("trainer.strategy", strategy)
     elif not isinstance(strategy, str):

@@ -231,6 +231,7 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("shop", "critic.validation_fraction=1", ["critic.validation_fraction", "less than 1"]),
         ("shop", "trainer.accelerator=cuda:0", ["trainer.accelerator", "cuda:0", "one of auto, cpu"]),
         ("shop", "trainer.micro_batch=0", ["trainer.micro_batch is 0", "at least 1, auto or null"]),
+        ("shop", "trainer.strategy=fsdp", ["trainer.strategy is fsdp", "take ddp"]),
         ("shop", "trainer.precision=bf16-true", ["trainer.precision is bf16-true", "32-true, bf16-mixed"]),
         ("shop", "trainer.devices=false", ["trainer.devices"]),
         ("shop", "policy.logged_reward=both", ["policy.logged_reward", "return, q, mix, none"]),
