@@ -76,11 +76,12 @@ def attribute(conversation: Conversation, scores: Sequence[Score]) -> list[Step]
     latest: float | None = None  # Q of the agent's message before
     for place, message in enumerate(conversation.messages):
         own, later = known.get(place), known.get(place + 1)
+        before = latest
         if own is not None:
-            before, after = latest if own.v is None else own.v, own.q
-            latest = own.q
+            before, latest = latest if own.v is None else own.v, own.q
+            after: float | None = own.q
         else:
-            before, after = latest, None if later is None else later.v
+            after = None if later is None else later.v
         steps.append(Step(place, message.role, message.content, before, after))
     return steps
 

@@ -68,7 +68,7 @@ def sample_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator
     # By inverting the distribution function: one random number a row, where exponential or Gumbel noise for a whole
     # vocabulary takes longer than the model. First among pieces of the vocabulary, then within one, so that nothing as
     # large as the vocabulary is summed up in float64, which keeps rare tokens from being lost.
-    pieces = F.pad(logprobs.exp(), (0, -logprobs.shape[-1] % _PIECE)).unflatten(-1, (-1, _PIECE))
+    pieces = F.pad(logprobs.exp(), (0, -logprobs.shape[-1] % _PIECE)).view(len(logits), -1, _PIECE)
     sums = pieces.sum(-1, dtype=torch.float64).cumsum(-1)  # (batch, pieces)
     drawn = torch.rand(len(sums), 1, generator=generator, dtype=torch.float64, device=logits.device) * sums[:, -1:]
     piece = torch.searchsorted(sums, drawn, right=True).clamp(max=sums.shape[-1] - 1)  # (batch, 1)
