@@ -19,6 +19,7 @@ from typing import NoReturn
 from lightning_iterppo import cli_attribution
 from lightning_iterppo import cli_commands as commands
 from lightning_iterppo.cli_errors import explain, was_interrupted
+from lightning_iterppo.cli_estimate import add_off_policy
 from lightning_iterppo.cli_output import main_process, quoted
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.recipe_files import nearest
@@ -204,6 +205,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     evaluate = add("evaluate", commands.evaluate, "the outcome rate of a policy, with its 95 %% interval")
     add_talk(evaluate)
     add_json(evaluate)
+
+    add_off_policy(add)
 
     export = add("export", commands.export, "a run's policy as one model that transformers and vLLM load", recipe=False)
     export.add_argument("run", type=Path, metavar="RUN", help="the run")

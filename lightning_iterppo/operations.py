@@ -98,12 +98,16 @@ def evaluate(config: Recipe, policy: Path | None, conversations: int | None) -> 
 def _talk(config: Recipe, policy: Path | None, count: int, name: str, *, training: bool) -> list[Conversation]:
     loop = build_loop(config, kept=False)
     if policy is not None:
-        _load_policy(loop.language_model, policy)
+        load_policy(loop.language_model, policy)
     return loop.talk(count, name, training=training)
 
 
-def _policy_directory(path: Path) -> Path:
-    """A policy's own directory, from it, from a checkpoint, or from a run (its newest checkpoint)."""
+def policy_directory(path: Path) -> Path:
+    """A policy's own directory, from it, from a checkpoint, or from a run (its newest checkpoint).
+
+    Raises:
+        RunDirectoryError: the run has no checkpoint yet.
+    """
     if (path / "policy").is_dir():
         return path / "policy"
     if (path / "recipe.yaml").is_file():
@@ -114,11 +118,16 @@ def _policy_directory(path: Path) -> Path:
     return path
 
 
-def _load_policy(model: LanguageModel, path: Path) -> None:
+def load_policy(model: LanguageModel, path: Path, *, variant: str = POLICY, option: str = "--policy") -> None:
+    """Makes a policy on the disk a variant of the model.
+
+    Raises:
+        RunDirectoryError: there is none, or it is of another model.
+    """
     try:
-        model.load_variant(POLICY, _policy_directory(path))
+        model.load_variant(variant, policy_directory(path))
     except (FileNotFoundError, ValueError) as error:
-        raise RunDirectoryError(f"--policy {path}: {error}; give a checkpoint's policy directory, or a run") from error
+        raise RunDirectoryError(f"{option} {path}: {error}; give a checkpoint's policy directory, or a run") from error
 
 
 def fit_critic(config: Recipe, data: list[Path], validation: list[Path], output: Path) -> dict[str, Any]:
@@ -132,7 +141,7 @@ def fit_critic(config: Recipe, data: list[Path], validation: list[Path], output:
     logs = ConversationFile(data)
     held = ConversationFile(validation) if validation else None
     recipe = to_yaml(config)
-    loop = build_loop(_without_logs(config), kept=False)
+    loop = build_loop(without_logs(config), kept=False)
     figures = loop.fit_critic_only(logs, held)
     if rank() == 0:
         with replace_directory(output) as directory:
@@ -155,10 +164,8 @@ def score(critic: Path, data: Path, output: Path) -> dict[str, Any]:
     """
     directory, config = _find_critic(critic)
     conversations = ConversationFile(data)
-    config.trainer.num_nodes = 1
-    if TrainerFactory(config.trainer).several_processes:
-        config.trainer.devices, config.trainer.strategy = 1, "auto"
-    loop = build_loop(_without_logs(config), kept=False, talks=False)
+    single_process(config)
+    loop = build_loop(without_logs(config), kept=False, talks=False)
     try:
         load_critic(directory, loop.language_model, loop.critic)
     except (FileNotFoundError, ValueError) as error:
@@ -233,7 +240,15 @@ def export(run: Path, output: Path, iteration: int | None) -> Path:
     return output
 
 
-def _without_logs(config: Recipe) -> Recipe:
+def single_process(config: Recipe) -> None:
+    """Changes a recipe so that one process on one device does all."""
+    config.trainer.num_nodes = 1
+    if TrainerFactory(config.trainer).several_processes:
+        config.trainer.devices, config.trainer.strategy = 1, "auto"
+
+
+def without_logs(config: Recipe) -> Recipe:
+    """The recipe for what needs no logs of its own."""
     config.logs = {}
     return config
 

@@ -82,6 +82,16 @@ def load_modules(state: dict[str, Any], model: LanguageModel, policy: PPOPolicy,
     critic.figures = dict(state["critic_figures"])
 
 
+def load_reference(state: dict[str, Any], model: LanguageModel) -> bool:
+    """Puts the reference policy of `module_state` back, and says whether the run kept one."""
+    tensors = state["variants"].get(REFERENCE)
+    if tensors is None:
+        return False
+    model.copy(POLICY, REFERENCE)  # makes room for it
+    _restore(model.variant_tensors(REFERENCE), tensors)
+    return True
+
+
 def _restore(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     if own.keys() != saved.keys():
         raise ValueError("the saved weights belong to another model or adaptation than the recipe's")

@@ -1,0 +1,63 @@
+"""The templated shop with a small language model: policies of one run, judged from logs of the first of them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from lightning_iterppo import operations
+from lightning_iterppo.composition import compose
+from lightning_iterppo.config import Recipe
+from lightning_iterppo.estimation import estimate
+
+LEARNING = Path(__file__).resolve().parents[1] / "learning"
+sys.path.insert(0, str(LEARNING))  # the recipe names tasks.shop
+
+#: Of a run: conversations an iteration; of the logs to judge from; and to measure what a policy is really worth.
+TRAINED, LOGGED, MEASURED = 300, 500, 2000
+ITERATIONS: Final = 3
+
+
+def recipe(seed: int, *more: str) -> Recipe:
+    """The learning benchmark's recipe of the shop."""
+    return compose(
+        str(LEARNING / "learning.yaml"),
+        [
+            f"seed={seed}",
+            *("customer._target_=tasks.shop.Customer", "logs._target_=tasks.shop.logs", "logs.conversations=400"),
+            *(f"loop.iterations={ITERATIONS}", f"loop.conversations={TRAINED}", "loop.evaluation_conversations=0"),
+            *("callbacks.checkpoint._target_=lightning_iterppo.callbacks.IterationCheckpoint", "critic.epochs=2"),
+            *more,
+        ],
+    )
+
+
+def repetition(seed: int) -> list[dict[str, Any]]:
+    """A run, fresh logs of its first policy, and what they say of it and of the later ones, beside what is so.
+
+    The logs are not those that the policies were trained on: what a policy was fitted to flatters it.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        run, logs = Path(place) / "run", Path(place) / "logs.jsonl"
+        operations.train(recipe(seed), run, False)
+        # Other customers than the run has met: training's are numbered from the seed.
+        operations.collect(recipe(seed + 100), logs, run / "checkpoints" / "iteration-000", LOGGED)
+        for iteration in range(ITERATIONS):
+            policy = run / "checkpoints" / f"iteration-{iteration:03d}"
+            said = estimate(recipe(seed), policy, [logs])
+            really = operations.evaluate(recipe(seed), policy, MEASURED)
+            found.append(
+                {
+                    "seed": seed,
+                    "iterations": iteration,
+                    "truth": really["return_mean"],
+                    **{key: said[key] for key in ("verdict", "reasons", "fqe", "pdwis", "doubly_robust", "overlap")},
+                }
+            )
+    return found

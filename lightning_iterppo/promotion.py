@@ -1,0 +1,275 @@
+"""`iterppo promote`: shall a candidate policy take the current one's place? Evidence, guards, and the decision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning_iterppo.behaviour import action_logprobs
+from lightning_iterppo.composition import load_recipe
+from lightning_iterppo.config import Recipe
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.data.logs import read_conversations
+from lightning_iterppo.errors import LogDataError, RunDirectoryError
+from lightning_iterppo.estimation import RESPONSES, judge, quiet_loop, usable_logs
+from lightning_iterppo.evaluation.comparison import Comparison, of_outcomes
+from lightning_iterppo.evaluation.guards import FluencyLimits, Guard, Said, fluency, reward_hacking
+from lightning_iterppo.evaluation.rates import outcome_rate
+from lightning_iterppo.files import write_json_atomically
+from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.loop import IterativePPOLoop
+from lightning_iterppo.models.language_model import POLICY, REFERENCE
+from lightning_iterppo.models.tree import TokenTree
+from lightning_iterppo.operations import load_policy, policy_directory
+from lightning_iterppo.run_directory import RunDirectory
+from lightning_iterppo.snapshot import load_reference
+
+PROMOTION = "promotion.json"
+#: Logged states in which the text is compared.
+STATES = 256
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a candidate must show.
+
+    Args:
+        probability: of being better than the current policy, at least.
+        regret: expected regret of deploying it, in units of the return, at most.
+        fluency: how far its text may go from the reference's.
+    """
+
+    probability: float = 0.9
+    regret: float = 0.02
+    fluency: FluencyLimits = field(default_factory=FluencyLimits)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What candidate and current policy were compared by.
+
+    Args:
+        kind: ``off-policy`` or ``fresh``.
+        comparison: None where the logs cannot tell.
+        figures: of either policy.
+        reasons: why they cannot tell.
+        states: conversations in whose states the text is compared.
+        candidate_outcomes: of the candidate's own fresh conversations.
+    """
+
+    kind: str
+    comparison: Comparison | None
+    figures: dict[str, Any]
+    reasons: list[str]
+    states: list[Conversation]
+    candidate_outcomes: list[float] = field(default_factory=list)
+
+
+def promote(
+    run: Path,
+    *,
+    candidate: Path | None,
+    current: Path | None,
+    data: list[Path],
+    fresh: list[tuple[Path, Path]],
+    reference: Path | None,
+    gate: Gate,
+) -> dict[str, Any]:
+    """Decides, and writes the decision and its evidence to ``RUN/promotion.json``.
+
+    Args:
+        run: whose recipe, summary and checkpoints are used.
+        candidate: a policy; None is that of the newest checkpoint.
+        current: the policy that it is compared to; None is that of the checkpoint before.
+        data: logs to compare them by, off-policy; empty with ``fresh``.
+        fresh: pairs of files, conversations of the candidate and of the current policy.
+        reference: the policy whose text is the measure; None is the run's own, as its last state keeps it.
+        gate: thresholds.
+
+    Raises:
+        RunDirectoryError: there is no such run or policy.
+        LogFormatError: a line of a file is not a conversation.
+        LogDataError: no outcome is known, or another model made the logs.
+    """
+    directory = RunDirectory.open(run)
+    config = load_recipe(directory.recipe)
+    places = _policies(directory, candidate, current)
+    read = read_conversations(data) if data else []
+    pairs = [(read_conversations(one), read_conversations(other)) for one, other in fresh]
+    loop = quiet_loop(config)
+    with loop.running():
+        loop.tools.begin("score", unit="policies")
+        evidence = _fresh(pairs) if pairs else _off_policy(loop, config, places, read)
+        guards = [_hacking(directory, places[0], evidence.candidate_outcomes)]
+        load_policy(loop.language_model, places[0], option="--candidate")
+        guards += _fluency(loop, config, directory, evidence.states, reference, gate.fluency)
+        loop.tools.begin("done")
+    reasons = _against(evidence, guards, gate)
+    comparison = evidence.comparison
+    decision = {
+        "schema": 1,
+        "decision": "keep" if reasons else "promote",
+        "reasons": reasons,
+        "candidate": str(places[0]),
+        "current": str(places[1]),
+        "verdict": "cannot tell" if comparison is None else "estimated",
+        **(dict.fromkeys(Comparison.__dataclass_fields__) if comparison is None else comparison.to_json()),
+        "evidence": {
+            "kind": evidence.kind,
+            "files": [str(file) for file in (data or [each for pair in fresh for each in pair])],
+            "reasons": evidence.reasons,
+            **evidence.figures,
+        },
+        "guards": [guard.to_json() for guard in guards],
+        "thresholds": {"probability": gate.probability, "regret": gate.regret, **asdict(gate.fluency)},
+    }
+    write_json_atomically(run / PROMOTION, decision)
+    return decision
+
+
+def _policies(run: RunDirectory, candidate: Path | None, current: Path | None) -> tuple[Path, Path]:
+    """The two policies' directories."""
+    kept = sorted(p for p in (run.path / "checkpoints").glob("iteration-*") if (p / "policy").is_dir())
+    if candidate is None and not kept:
+        raise RunDirectoryError(f"{run.path} has no checkpoint yet: say which policy with --candidate DIR")
+    chosen = policy_directory(candidate or kept[-1])
+    if current is not None:
+        return chosen, policy_directory(current)
+    resolved = [p.resolve() for p in kept]
+    place = resolved.index(chosen.resolve().parent) if chosen.resolve().parent in resolved else None
+    if not place:
+        raise RunDirectoryError(f"{run.path} has no checkpoint before {chosen}: say which policy with --current DIR")
+    return chosen, kept[place - 1] / "policy"
+
+
+# -- evidence ----------------------------------------------------------------------------------------------------------
+
+
+def _off_policy(
+    loop: IterativePPOLoop, config: Recipe, places: tuple[Path, Path], conversations: list[Conversation]
+) -> Evidence:
+    """Both policies' doubly robust estimates on the same bootstrap samples of the same logs."""
+    logs = usable_logs(conversations, loop)
+    found = []
+    for place, option in zip(places, ("--candidate", "--current"), strict=True):
+        load_policy(loop.language_model, place, option=option)
+        found.append(judge(loop, config, logs, RESPONSES).value)
+    new, old = found
+    reasons = [
+        f"these logs cannot tell of the {which}: {reason}"
+        for which, value in (("candidate", new), ("current policy", old))
+        for reason in value.reasons
+    ]
+    comparison = None
+    if new.sampled is not None and old.sampled is not None:
+        comparison = Comparison.of_draws(new.sampled - old.sampled)
+    figures = {
+        "candidate": new.to_json(),
+        "current": old.to_json(),
+        "conversations": len(logs.conversations),
+        "censored": logs.censored,
+        "unknown_behaviour": logs.unknown_behaviour,
+    }
+    return Evidence("off-policy", comparison, figures, reasons, conversations)
+
+
+def _fresh(pairs: Sequence[tuple[list[Conversation], list[Conversation]]]) -> Evidence:
+    sides = [[c for pair in pairs for c in pair[side]] for side in (0, 1)]
+    outcomes = [[c.outcome for c in side if c.outcome is not None] for side in sides]
+    for name, found in zip(("candidate", "current policy"), outcomes, strict=True):
+        if not found:
+            raise LogDataError(f"no outcome of the {name}'s conversations is known, so there is nothing to compare")
+    figures = {
+        name: {**asdict(outcome_rate(side)), "censored": len(side) - len(found)}
+        for name, side, found in zip(("candidate", "current"), sides, outcomes, strict=True)
+    }
+    return Evidence("fresh", of_outcomes(*outcomes), figures, [], sides[1], outcomes[0])
+
+
+# -- guards ------------------------------------------------------------------------------------------------------------
+
+
+def _hacking(run: RunDirectory, candidate: Path, fresh: list[float]) -> Guard:
+    """What Q promised against the run's own conversations, and against fresh ones of its last policy."""
+    iterations = run.read_summary().iterations
+    outcomes: list[list[float]] = []
+    for record in iterations:
+        file = run.conversations(record.iteration)
+        if not file.is_file():
+            break
+        outcomes.append([c.outcome for c in read_conversations(file) if c.outcome is not None])
+    newest = run.newest_checkpoint()
+    if fresh and len(outcomes) == len(iterations) and newest and newest.resolve() == candidate.resolve().parent:
+        outcomes.append(fresh)
+    return reward_hacking([record.policy.get("reward_gain") for record in iterations], outcomes)
+
+
+def _fluency(
+    loop: IterativePPOLoop,
+    config: Recipe,
+    run: RunDirectory,
+    conversations: list[Conversation],
+    reference: Path | None,
+    limits: FluencyLimits,
+) -> list[Guard]:
+    """The loop's policy and the reference, one response each in the same logged states."""
+    model = loop.language_model
+    if reference is not None:
+        load_policy(model, reference, variant=REFERENCE, option="--reference")
+    else:
+        state = run.load_state()
+        if state is None or not load_reference(state["modules"], model):
+            return [Guard("fluency", None, "this run kept no reference policy: say --reference DIR", {})]
+    some: list[Conversation] = []
+    turns = 0
+    for conversation in conversations:
+        if turns < STATES:
+            some.append(conversation)
+            turns += len(conversation.turns)
+    return fluency(_said(loop, config, some, POLICY), _said(loop, config, some, REFERENCE), limits)
+
+
+def _said(loop: IterativePPOLoop, config: Recipe, conversations: Sequence[Conversation], variant: str) -> Said:
+    """What a variant says in every state of conversations, and how likely that is for itself and for the reference."""
+    model, renderer = loop.language_model, loop.renderer
+    rendered = [renderer.render(conversation) for conversation in conversations]
+    engine = LocalEngine(
+        model,
+        stop_token_id=renderer.stop_token_id,
+        seed=loop.tools.seed_of("fluency"),
+        rows=max(loop.settings.batch, 1),
+        variant=variant,
+    )
+    prompts = [each.tree.path(state) for each in rendered for state in each.states]
+    responses = engine.generate(prompts, Sampling(1.0, 1.0, config.sampling.max_new_tokens))
+    waiting = iter(responses)
+    trees = []
+    for each in rendered:
+        tree = TokenTree([replace(segment, action=False) for segment in each.tree.segments])
+        for state in each.states:
+            tree.add(next(waiting).token_ids, state, action=True)
+        trees.append(tree)
+    found = action_logprobs(model, trees, REFERENCE, rows=max(8, config.critic.batch_conversations))
+    return Said(
+        texts=[renderer.decode(response.token_ids) for response in responses],
+        tokens=[len(response.token_ids) for response in responses],
+        logprobs=[sum(response.logprobs) for response in responses],
+        reference_logprobs=[value for of_tree in found for value in of_tree],
+    )
+
+
+def _against(evidence: Evidence, guards: Sequence[Guard], gate: Gate) -> list[str]:
+    """Everything that speaks against a promotion."""
+    found = list(evidence.reasons)
+    comparison = evidence.comparison
+    if comparison is not None and comparison.probability_better < gate.probability:
+        found.append(
+            f"the probability that the candidate is better is {comparison.probability_better:.3f}, under "
+            f"{gate.probability:g}"
+        )
+    if comparison is not None and comparison.expected_regret > gate.regret:
+        found.append(f"the expected regret is {comparison.expected_regret:.4f}, over {gate.regret:g}")
+    return found + [f"guard {guard.name}: {guard.says}" for guard in guards if guard.passed is False]

@@ -1,0 +1,178 @@
+"""Off-policy estimates: by hand where that can be done, against exact values where it cannot."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lightning_iterppo.evaluation.fitted_q import FeatureTurns, cross_fitted, fit, fitted_q
+from lightning_iterppo.evaluation.off_policy import (
+    Array,
+    LoggedTurns,
+    OverlapLimits,
+    RatioSum,
+    doubly_robust,
+    overlap_of,
+    per_decision,
+    resamples,
+    studentised,
+)
+from lightning_iterppo.evaluation.policy_value import ESTIMATORS, ValueSettings, policy_value
+
+
+def tables(
+    ratios: list[list[float]], rewards: list[list[float]], features: list[list[list[float]]]
+) -> tuple[LoggedTurns, FeatureTurns]:
+    """Conversations with ratios (no logarithms), rewards, and features that are both done and expected."""
+    logs = LoggedTurns.of_rows([[math.log(each) for each in row] for row in ratios], rewards)
+    flat = np.array([each for row in features for each in row], dtype=float)
+    numbers = np.array([number for number, row in enumerate(rewards) for _ in row])
+    return logs, FeatureTurns(flat, flat, np.array([each for row in rewards for each in row]), numbers)
+
+
+def chance(n: int, *, turns: int = 2, seed: int = 0, spread: float = 0.0) -> tuple[LoggedTurns, FeatureTurns]:
+    """Logs whose ratios do not depend on what is earned: the value is the plain mean's expectation."""
+    rng = np.random.default_rng(seed)
+    ratios = np.exp(spread * rng.standard_normal((n, turns)) - spread**2 / 2).tolist()
+    rewards = [[0.0] * (turns - 1) + [float(rng.random() < 0.4)] for _ in range(n)]
+    features = [[[float(t == turn) for t in range(turns)] for turn in range(turns)] for _ in range(n)]
+    return tables(ratios, rewards, features)
+
+
+# -- by hand -----------------------------------------------------------------------------------------------------------
+
+
+def test_ratios_of_1_give_the_plain_mean() -> None:
+    logs, turns = tables([[1, 1], [1], [1, 1]], [[0, 1], [1], [0, 0]], [[[1], [2]], [[3]], [[1], [0]]])
+    q, v = cross_fitted(turns, gamma=1.0, prior=0.5, seed=0)
+    assert per_decision(logs).value == pytest.approx(2 / 3)
+    # Done and expected are the same here, so that every correction of Q takes back what Q said.
+    assert doubly_robust(logs, q, v).value == pytest.approx(2 / 3)
+    assert fitted_q(turns, np.ones((2, 3)), gamma=1.0, prior=1e-9)[0].value == pytest.approx(2 / 3, abs=0.2)
+
+
+def test_a_reward_is_weighted_by_what_was_done_up_to_it_and_by_nothing_later() -> None:
+    logs, _ = tables([[3, 100], [1, 2]], [[1, 0], [0, 1]], [[[0], [0]], [[0], [0]]])
+    # Turn 1: weights 3 and 1; turn 2: 300 and 2.
+    assert per_decision(logs).value == pytest.approx(3 / 4 + 2 / 302)
+    assert per_decision(logs, gamma=0.5).value == pytest.approx(3 / 4 + 0.5 * 2 / 302)
+
+
+def test_a_conversation_that_has_ended_keeps_its_weight() -> None:
+    logs, _ = tables([[2], [1, 4]], [[1], [0, 1]], [[[0]], [[0], [0]]])
+    assert np.exp(logs.log_weights) == pytest.approx(np.array([[2, 2], [1, 4]]))
+    assert per_decision(logs).value == pytest.approx(2 / 3 + 4 / 6)
+
+
+def test_the_doubly_robust_estimate_by_hand() -> None:
+    logs, _ = tables([[2], [1]], [[1], [0]], [[[0]], [[0]]])
+    q, v = np.array([[0.5], [0.25]]), np.array([[0.6], [0.4]])
+    # mean V + Σ w (r - Q) / Σ w
+    assert doubly_robust(logs, q, v).value == pytest.approx(0.5 + (2 * 0.5 - 0.25) / 3)
+    nothing = np.zeros((2, 1))
+    assert doubly_robust(logs, nothing, nothing).value == pytest.approx(per_decision(logs).value)
+
+
+def test_a_perfect_q_leaves_no_noise_of_the_ratios() -> None:
+    logs, _ = tables([[9], [0.1], [1]], [[0.3], [0.3], [0.3]], [[[0]], [[0]], [[0]]])
+    exact = np.full((3, 1), 0.3)
+    made = studentised(doubly_robust(logs, exact, exact), resamples(3, 50, 0))
+    assert (made.value, made.ci95) == (pytest.approx(0.3), (pytest.approx(0.3), pytest.approx(0.3)))
+
+
+def test_fitted_q_goes_back_from_the_last_turn() -> None:
+    # Two turns, an indicator of each: all that is earned is earned on the second, by half of the conversations.
+    features = [[[1.0, 0.0], [0.0, 1.0]]] * 4
+    _, turns = tables([[1, 1]] * 4, [[0, 1], [0, 0], [0, 1], [0, 0]], features)
+    weights = fit(turns, np.ones(4), gamma=0.9, prior=1e-9)
+    assert weights[0] + weights[2] == pytest.approx(0.45)
+    assert weights[1] + weights[2] == pytest.approx(0.5)
+    more = fit(turns, np.array([3.0, 1.0, 0.0, 0.0]), gamma=0.9, prior=1e-9)
+    assert more[1] + more[2] == pytest.approx(0.75)
+
+
+def test_q_is_judged_by_a_fit_without_the_conversation() -> None:
+    _, turns = tables([[1]] * 5, [[1], [0], [0], [0], [0]], [[[0.0]]] * 5)
+    q, v = cross_fitted(turns, gamma=1.0, prior=1.0, seed=0)
+    assert q[:, 0] == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+    assert (q == v).all()
+
+
+def test_the_standard_error_of_a_mean_is_the_textbooks() -> None:
+    values = np.array([[1.0], [2.0], [4.0], [9.0]])
+    mean = RatioSum(values, np.ones((4, 1)))
+    expected = float(values.std(ddof=1)) / 2
+    assert mean.errors(np.ones((1, 4)))[0] == pytest.approx(expected)
+    # And the bootstrap's spread is that of the resampled means.
+    counts = resamples(4, 20_000, 1)
+    assert float(mean.values(counts).std()) == pytest.approx(float(values.std()) / 2, rel=0.03)
+
+
+def test_weights_of_any_size_do_not_overflow() -> None:
+    logs = LoggedTurns.of_rows([[900.0], [901.0]], [[1.0], [0.0]])
+    assert per_decision(logs).value == pytest.approx(1 / (1 + math.e))
+    assert math.isfinite(overlap_of(logs).mean_weight)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_effective_sample_size_by_hand() -> None:
+    found = overlap_of(tables([[3], [1]], [[0], [0]], [[[0]], [[0]]])[0])
+    assert found.effective_sample_size == pytest.approx(16 / 10)
+    assert (found.largest_weight, found.mean_weight) == (pytest.approx(0.75), pytest.approx(2))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "rule"),
+    [
+        ([[1.0]] * 20, "the effective sample size is 20.0 of 20 conversations, under 50"),
+        ([[1.0]] * 100 + [[20.0]], "one conversation carries 0.17 of the weight, more than 0.1"),
+        ([[0.01]] * 100, "the mean weight is 0.01 and should be about 1, between 0.8 and 1.25: most of what the policy"),
+        ([[3.0]] * 100, "the mean weight is 3 and should be about 1, between 0.8 and 1.25: the recorded"),
+    ],
+)
+def test_too_little_overlap_is_refused_with_its_rule(ratios: list[list[float]], rule: str) -> None:
+    logs, turns = tables(ratios, [[1.0]] * len(ratios), [[[1.0]]] * len(ratios))
+    found = policy_value(logs, turns, ValueSettings())
+    assert found.verdict == "cannot tell"
+    assert any(reason.startswith(rule) for reason in found.reasons)
+    said = found.to_json()
+    assert all(said[name] == {"value": None, "ci95": None} for name in ESTIMATORS)
+    assert found.sampled is None
+
+
+def test_enough_overlap_is_not_refused() -> None:
+    logs, turns = chance(200, spread=0.3)
+    assert OverlapLimits().reasons(overlap_of(logs)) == []
+    assert policy_value(logs, turns, ValueSettings(samples=200, fits=20)).verdict == "estimated"
+
+
+# -- intervals ---------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    holds: dict[str, list[bool]] = {name: [] for name in ESTIMATORS}
+    for seed in range(60):
+        found = policy_value(*chance(150, seed=seed, spread=0.3), ValueSettings(samples=300, fits=40))
+        assert not found.reasons
+        for name, estimate in found.estimates.items():
+            assert estimate is not None and estimate.ci95[0] <= estimate.value <= estimate.ci95[1]
+            holds[name].append(estimate.ci95[0] <= 0.4 <= estimate.ci95[1])
+    for name, each in holds.items():
+        assert 0.85 <= np.mean(each) <= 1, name
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    one, again, other = (
+        policy_value(*chance(100, spread=0.3), ValueSettings(samples=100, fits=20, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert one.estimates == again.estimates != other.estimates
+
+
+def test_tables_of_other_shapes_are_refused() -> None:
+    one: Array = np.zeros((2, 1))
+    with pytest.raises(ValueError, match=r"must be one shape"):
+        LoggedTurns(one, np.zeros((2, 2)), one > 0)
