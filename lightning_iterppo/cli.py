@@ -20,6 +20,7 @@ from lightning_iterppo import cli_attribution
 from lightning_iterppo import cli_commands as commands
 from lightning_iterppo.cli_errors import explain, was_interrupted
 from lightning_iterppo.cli_estimate import add_off_policy
+from lightning_iterppo.cli_import import add_options, import_logs
 from lightning_iterppo.cli_output import main_process, quoted
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.recipe_files import nearest
@@ -172,6 +173,10 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     add_output(collect, "the file, one conversation a line", "FILE.jsonl")
     add_talk(collect)
     add_json(collect)
+
+    bring = add("import", import_logs, "somebody's logs into ours, one conversation a line", recipe=False)
+    add_options(bring)
+    add_json(bring)
 
     fit = add("fit-critic", commands.fit_critic, "only the critic, from logs; prints its calibration on held-out ones")
     fit.add_argument("--data", type=Path, nargs="+", metavar="FILE", required=True, help="logs, ours or the chat form")

@@ -241,6 +241,9 @@ def _from_chat(record: dict[str, Any]) -> Conversation:
                 f"message {index}: role must be user, assistant or system, found {message.get('role')!r}"
             )
         content = _text(message, "content")
+        lost = next((key for key in ("suggestion", "disposition", "reward") if message.get(key) is not None), None)
+        if lost is not None:
+            raise ConversationError(f'message {index} has a "{lost}", which only `iterppo import chat` understands')
         if role == "system":
             system.append(content)
         elif spoken and spoken[-1].role == role:

@@ -1,0 +1,109 @@
+"""`iterppo import`: its options, its progress and its report."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lightning_iterppo import cli_output as output
+from lightning_iterppo.errors import ConfigError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from lightning_iterppo.cli_commands import Job
+
+#: At most this often a plain line, in seconds, where there is no terminal.
+PLAIN_SECONDS = 10.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "format", metavar="FORMAT", help="iterppo, chat, sharegpt, table (CSV, Parquet), datasets or persuasion"
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the logs")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.jsonl", required=True, help="one conversation a line")
+    parser.add_argument("--mapping", type=Path, metavar="FILE.yaml", help="names of fields, columns and roles")
+    parser.add_argument("--outcomes", type=Path, metavar="FILE", help="outcomes that came later: CSV or JSON lines")
+    parser.add_argument("--skip-bad", action="store_true", help="leave broken records out and count them")
+    parser.add_argument("--redact", metavar="KINDS", default="", help="personal data to replace: email,phone,card")
+
+
+def import_logs(arguments: argparse.Namespace, job: Job) -> int:
+    """`iterppo import`."""
+    from lightning_iterppo.data import importing
+
+    target: Path = arguments.output
+    if target.exists():
+        raise RunDirectoryError(f"{target} is there already and would be overwritten: remove it, or choose another -o")
+    kinds = [kind.strip() for kind in arguments.redact.split(",") if kind.strip()]
+    if arguments.redact and not kinds:
+        raise ConfigError("--redact says nothing: give some of email,phone,card")
+    mapping = None if arguments.mapping is None else importing.load_mapping(arguments.mapping)
+    with _progress() as moved:
+        report = importing.import_logs(
+            arguments.format,
+            arguments.files,
+            target,
+            mapping=mapping,
+            outcomes=arguments.outcomes,
+            skip_bad=arguments.skip_bad,
+            redact=kinds,
+            on_progress=moved,
+        )
+    found = report.to_json()
+    if arguments.json:
+        output.say_json(found)
+        return 0
+    examples = found.pop("examples")
+    output.figures(found, False)
+    if examples:
+        output.say("", f"Dropped, the first {len(examples)}:", *examples)
+    output.say("", f"Next: iterppo fit-critic shop --data {output.quoted(target)} -o my_critic")
+    return 0
+
+
+@contextmanager
+def _progress(console: Console | None = None) -> Iterator[Callable[[float, int], None]]:
+    """A bar with the time left on a terminal, and a line now and then everywhere else; on standard error."""
+    console = console or Console(stderr=True)
+    if not (console.is_interactive and console.file.isatty()):
+        yield _plain(console)
+        return
+    columns = (
+        *(TextColumn("importing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[count]} conversations")),
+        *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=1.0, count=0)
+        yield lambda share, count: bar.update(task, completed=share, count=count)
+
+
+def _plain(console: Console) -> Callable[[float, int], None]:
+    begun = time.monotonic()
+    due = begun + PLAIN_SECONDS
+
+    def moved(share: float, count: int) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now < due or not 0 < share < 1:
+            return
+        due = now + PLAIN_SECONDS
+        left = (now - begun) * (1 - share) / share
+        times = f"elapsed {_duration(now - begun)} · left ~{_duration(left)}"
+        console.print(
+            f"importing: {share:.0%}, {count} conversations · {times}", markup=False, highlight=False, soft_wrap=True
+        )
+
+    return moved
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
