@@ -74,7 +74,7 @@ def estimate(arguments: argparse.Namespace, job: commands.Job) -> int:
     """`iterppo estimate`."""
     config = commands._config(arguments)
     commands._need_policy(arguments.policy)
-    commands._need_files(arguments.data)
+    commands.need_files(arguments.data)
     commands._operations(job)  # which silences Lightning
     from lightning_iterppo import estimation
 
@@ -96,7 +96,7 @@ def promote(arguments: argparse.Namespace, job: commands.Job) -> int:
         raise ConfigError(
             "say either --data FILE… (logs that did not train the candidate) or --fresh CANDIDATE.jsonl CURRENT.jsonl"
         )
-    commands._need_files([*arguments.data, *(file for pair in arguments.fresh for file in pair)])
+    commands.need_files([*arguments.data, *(file for pair in arguments.fresh for file in pair)])
     for name, _, _ in _LIMITS:
         if not getattr(arguments, name.replace("-", "_")) >= 0:
             raise ConfigError(f"--{name} must not be negative")
