@@ -1,7 +1,7 @@
 """`iterppo`: the command line. Words into a command, and every failure into one line and an exit code.
 
 Exit codes: 0 success, 1 a defect of the library (or a problem that `iterppo doctor` found), 2 bad input,
-130 and 143 stopped by a signal.
+3 `iterppo promote` says no, 130 and 143 stopped by a signal.
 """
 
 from __future__ import annotations

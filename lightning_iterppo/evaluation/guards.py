@@ -85,10 +85,11 @@ def reward_hacking(predicted: Sequence[float | None], outcomes: Sequence[Sequenc
     """Whether Q promised more than came.
 
     Iteration k's improvement raised Q of a response by ``predicted[k]`` on average. By the performance difference lemma
-    (Kakade and Langford 2002) the whole conversation gains that at *every* turn, so that it is the least that Q
-    promises for the outcome. The guard fails where it lies above the interval of the gain that was seen between the
-    conversations of π_k and of π_{k+1}; likewise all gains together against the last minus the first. The level of each
-    interval is 1 - 0.05 / tests (Bonferroni): a sound run fails this guard in at most one of twenty cases.
+    (Kakade and Langford 2002) the whole conversation gains that at *every* turn, so that, in states like the logged
+    ones, it is the least that Q promises for the outcome. The guard fails where it lies above the interval of the gain
+    that was seen between the conversations of π_k and of π_{k+1}; likewise all gains together against the last minus
+    the first. The level of each interval is 1 - 0.05 / tests (Bonferroni), so that chance in the outcomes makes a sound
+    run fail in at most one of twenty cases. The promise's own noise, of some hundred responses, is not recorded.
 
     Args:
         predicted: ``policy.reward_gain`` of each iteration, None where it was not measured.

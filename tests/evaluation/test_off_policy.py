@@ -130,7 +130,10 @@ def test_the_effective_sample_size_by_hand() -> None:
     [
         ([[1.0]] * 20, "the effective sample size is 20.0 of 20 conversations, under 50"),
         ([[1.0]] * 100 + [[20.0]], "one conversation carries 0.17 of the weight, more than 0.1"),
-        ([[0.01]] * 100, "the mean weight is 0.01 and should be about 1, between 0.8 and 1.25: most of what the policy"),
+        (
+            [[0.01]] * 100,
+            "the mean weight is 0.01 and should be about 1, between 0.8 and 1.25: most of what the policy",
+        ),
         ([[3.0]] * 100, "the mean weight is 3 and should be about 1, between 0.8 and 1.25: the recorded"),
     ],
 )
