@@ -43,12 +43,18 @@ def grouped(results: list[dict[str, Any]]) -> Runs:
 
 
 def variants(results: list[dict[str, Any]]) -> Runs:
-    """Runs of Iterative PPO by regime and task, then by overrides; only where there are some with overrides."""
+    """Runs of Iterative PPO by regime and task, then by overrides; only where some have them, on the seeds of all."""
     found: Runs = defaultdict(lambda: defaultdict(list))
     for result in sorted(results, key=lambda r: int(r["seed"])):
         if result["method"] == OURS:
             found[result["regime"], result["task"]][" ".join(result["overrides"]) or AS_IT_IS].append(result)
-    return {place: words for place, words in found.items() if len(words) > 1}
+    return {place: _on_the_same_seeds(words) for place, words in found.items() if len(words) > 1}
+
+
+def _on_the_same_seeds(words: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Seeds start from other warm starts: what ran on fewer of them is not compared with what ran on more."""
+    common = set.intersection(*({run["seed"] for run in runs} for runs in words.values()))
+    return {name: [run for run in runs if run["seed"] in common] for name, runs in words.items()}
 
 
 def variants_table(words: dict[str, list[dict[str, Any]]]) -> list[str]:

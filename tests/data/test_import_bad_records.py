@@ -172,7 +172,7 @@ def test_a_row_of_a_parquet_file(logs: Any, tmp_path: Path) -> None:
 
 
 def test_nothing_that_is_good_is_no_success(logs: Any) -> None:
-    with pytest.raises(LogDataError, match="no conversation of .* is left to write: .*:1: no agent message"):
+    with pytest.raises(LogDataError, match=r"no conversation of .* is left to write: .*:1: no agent message"):
         logs.bring("chat", logs.json(logs.chat(USER)), skip_bad=True)
     with pytest.raises(LogDataError, match="no conversation"):
         logs.bring("chat", logs.write("empty.jsonl", "\n"))
