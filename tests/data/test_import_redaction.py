@@ -72,7 +72,11 @@ def test_it_is_replaced_wherever_it_stands_and_counted(logs: Any, tmp_path: Path
     )
     assert found.turns[1] == Turn("no", "at [email]", Suggestion("at [email]"), "edited")
     assert found.turns[2] == turns[2]
-    assert (found.system, found.closing, found.metadata) == ("[email]", "[email]", {"from": [{"mail": "[email]"}], "n": 1})
+    assert (found.system, found.closing, found.metadata) == (
+        "[email]",
+        "[email]",
+        {"from": [{"mail": "[email]"}], "n": 1},
+    )
     assert report.to_json()["redacted"] == {
         "email": 8,
         "card": 0,

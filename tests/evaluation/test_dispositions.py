@@ -28,7 +28,9 @@ def test_the_edit_distance_is_levenshteins() -> None:
     assert edit_distance("kitten", "sitting") == 3
 
 
-@pytest.mark.parametrize(("first", "second", "distance"), [("", "", 0), ("ab", "ab", 0), ("", "abc", 1), ("ab", "abcd", 0.5)])
+@pytest.mark.parametrize(
+    ("first", "second", "distance"), [("", "", 0), ("ab", "ab", 0), ("", "abc", 1), ("ab", "abcd", 0.5)]
+)
 def test_the_normalised_one_is_a_share_of_the_longer_text(first: str, second: str, distance: float) -> None:
     assert normalised_edit_distance(first, second) == distance
 
