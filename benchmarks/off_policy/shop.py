@@ -30,7 +30,7 @@ def recipe(seed: int) -> Recipe:
             f"seed={seed}",
             *("customer._target_=tasks.shop.Customer", "logs._target_=tasks.shop.logs", "logs.conversations=400"),
             *(f"loop.iterations={ITERATIONS}", f"loop.conversations={TRAINED}", "loop.evaluation_conversations=0"),
-            *("critic.epochs=2", "policy.rounds=1"),  # small steps: after four rounds of one the logs cannot tell
+            *("critic.epochs=2", "policy.rounds=1", "policy.learning_rate=3e-4"),  # small steps, or no log can tell
             *(f"callbacks.checkpoint.keep_last={ITERATIONS}", "callbacks.progress=null"),
         ],
     )
