@@ -183,10 +183,12 @@ def shop_table(record: dict[str, Any]) -> str:
 
 
 def written(page: str, name: str, content: str) -> str:
-    """A page with what stands between its two comments of a name replaced."""
+    """A page with what stands between its two comments of a name replaced; both must be there."""
     begin, end = f"<!-- {name}: written by benchmarks/off_policy/validate.py --write -->", f"<!-- end of {name} -->"
-    before, _, rest = page.partition(begin)
-    _, _, after = rest.partition(end)
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"the page lacks {begin} or {end}")
     return f"{before}{begin}\n{content}\n{end}{after}"
 
 
