@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_iterppo.conversation import Conversation, Message
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree, collate_samples
-from lightning_iterppo.data.turns import LengthBatches
+from lightning_iterppo.data.turns import RandomBatches
 from lightning_iterppo.functional.returns import lambda_returns
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.local import LocalEngine
@@ -183,7 +183,7 @@ class RoundDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[PreparedTree]:
         """Samples, scores and prepares a round, and gives its batches."""
         prepared = self._make(self._chosen(self.round), logged=self.logged_reward != "none", at_anchor=self.round == 0)
-        batches = LengthBatches(
+        batches = RandomBatches(
             [len(item.tree) for item in prepared],
             self.batch_size,
             seed=self.seed + self.round,

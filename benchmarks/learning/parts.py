@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.data.samples import PreparedTree, ScoredTree, collate_samples
-from lightning_iterppo.data.turns import LengthBatches, LoggedTree, TurnDataModule
+from lightning_iterppo.data.turns import LoggedTree, RandomBatches, TurnDataModule
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import ANCHOR, POLICY
 from lightning_iterppo.models.rendering import RenderedConversation
@@ -43,7 +43,7 @@ class LoggedSamples(pl.LightningDataModule):
         """All of them, as often as ``policy.ppo_epochs`` says."""
         settings, pad = self.loop.settings, self.loop.renderer.pad_token_id
         prepared = self.loop.policy.prepare(self.trees, rows=64, at_anchor=True)
-        batches = LengthBatches(
+        batches = RandomBatches(
             [len(item.tree) for item in prepared], settings.policy_batch, seed=self.seed, passes=settings.ppo_epochs
         )
         return DataLoader(prepared, batch_sampler=batches, collate_fn=lambda items: collate_samples(items, pad))  # type: ignore[arg-type]

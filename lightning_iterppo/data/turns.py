@@ -66,15 +66,18 @@ def shard(items: Sequence[LoggedTree], rank: int, world_size: int, *, equal: boo
     return select(items, chosen)
 
 
-class LengthBatches(Sampler[list[int]]):
-    """Batches of items of similar length, in random order, so that little is padded.
+class RandomBatches(Sampler[list[int]]):
+    """Batches that each are a random part of the items.
+
+    Items of like length would pad less, but a conversation's length says much of how it went: steps that each see one
+    kind of conversation pull the policy to and fro, and it learns less (`docs/learning.md` has the figures).
 
     Args:
         lengths: tokens of each item.
         batch_size: items a batch.
         seed: the order's randomness; each pass has its own.
         passes: how many times all items are gone through.
-        shuffle: false keeps the order by length.
+        shuffle: false has the items in the order of their lengths, which pads least; for what trains nothing.
     """
 
     def __init__(
@@ -96,15 +99,13 @@ class LengthBatches(Sampler[list[int]]):
         return self.passes * -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        count = len(self.lengths)
         for _ in range(self.passes):
-            count = len(self.lengths)
-            order = torch.randperm(count, generator=self.generator).numpy() if self.shuffle else np.arange(count)
-            # A wide window of random items, sorted inside: nearly no padding, and still random batches.
-            order = order[np.argsort(self.lengths[order] // 16, kind="stable")]
-            starts = np.arange(0, count, self.batch_size)
             if self.shuffle:
-                starts = starts[torch.randperm(len(starts), generator=self.generator).numpy()]
-            for start in starts:
+                order = torch.randperm(count, generator=self.generator).numpy()
+            else:
+                order = np.argsort(self.lengths, kind="stable")
+            for start in range(0, count, self.batch_size):
                 yield order[start : start + self.batch_size].tolist()
 
 
@@ -190,7 +191,7 @@ class TurnDataModule(pl.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         own = shard(items, rank, world, equal=training)
         seed = self.seed + self._loads
-        batches = LengthBatches(token_lengths(own), self.batch_size, seed=seed, shuffle=training)
+        batches = RandomBatches(token_lengths(own), self.batch_size, seed=seed, shuffle=training)
         return DataLoader(_Listed(own), batch_sampler=batches, collate_fn=self.collate)
 
     def collate(self, items: Sequence[LoggedTree]) -> TurnBatch:

@@ -74,7 +74,7 @@ def test_the_log_and_the_file_may_not_differ(logs: Any, talks: Path) -> None:
 
 
 def test_columns_by_other_names(logs: Any, talks: Path) -> None:
-    names = 'outcomes: {conversation: ticket, outcome: sale}\noutcome_values: {won: 1}\n'
+    names = "outcomes: {conversation: ticket, outcome: sale}\noutcome_values: {won: 1}\n"
     later = logs.write("o.csv", "shop,sale,ticket\nn,won,b\n")
     found, _ = logs.bring("chat", talks, outcomes=later, mapping=logs.mapping(names))
     assert found[1].outcome == 1.0

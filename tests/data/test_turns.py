@@ -8,7 +8,7 @@ import pytest
 
 from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.data.trees import LoggedTree, LoggedTrees
-from lightning_iterppo.data.turns import LengthBatches, TurnDataModule, shard, split_conversations
+from lightning_iterppo.data.turns import RandomBatches, TurnDataModule, shard, split_conversations
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import make_scratch_tokenizer
 from lightning_iterppo.models.tree import TokenTree
@@ -60,22 +60,21 @@ def test_a_split_with_nothing_on_one_side(count: int, fraction: float) -> None:
         split_conversations([talk("a", 1.0)] * count, fraction, seed=0)
 
 
-def test_every_item_comes_once_a_pass_with_others_of_its_length() -> None:
+def test_every_item_comes_once_a_pass_in_batches_of_all_lengths() -> None:
     lengths = [10 + 16 * (number % 4) for number in range(22)]
-    sampler = LengthBatches(lengths, 5, seed=1, passes=3)
+    sampler = RandomBatches(lengths, 5, seed=1, passes=3)
     batches = list(sampler)
     assert len(batches) == len(sampler) == 15
     assert Counter(index for batch in batches for index in batch) == dict.fromkeys(range(22), 3)
     assert max(map(len, batches)) == 5
-    mixed = [batch for batch in batches[:5] if len({lengths[index] for index in batch}) > 1]
-    assert len(mixed) <= 3  # only where one length ends and the next begins
+    assert all(len({lengths[index] for index in batch}) > 1 for batch in batches)
     assert batches[:5] != batches[5:10]
-    assert list(LengthBatches(lengths, 5, seed=1, passes=3)) == batches
-    assert list(LengthBatches(lengths, 5, seed=2, passes=3)) != batches
+    assert list(RandomBatches(lengths, 5, seed=1, passes=3)) == batches
+    assert list(RandomBatches(lengths, 5, seed=2, passes=3)) != batches
 
 
 def test_without_shuffling_the_order_is_fixed() -> None:
-    sampler = LengthBatches([40, 8, 20], 2, shuffle=False)
+    sampler = RandomBatches([40, 8, 20], 2, shuffle=False)
     assert list(sampler) == list(sampler) == [[1, 2], [0]]
 
 
