@@ -165,15 +165,15 @@ def test_it_begins_undecided(make_language_model: Make) -> None:
 
 
 class Spoiler(Callback):
-    """Records what each epoch's critic says, and ruins the weights from the third epoch on."""
+    """Records what each epoch's critic says, and ruins the weights at the end of the third epoch and of the fourth."""
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
         self.losses: list[float] = []
         self.said: list[Tensor] = []
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.current_epoch >= 2:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.current_epoch >= 2:  # after the epoch's last step, so that nothing mends them
             with torch.no_grad():
                 for parameter in (p for p in pl_module.parameters() if p.requires_grad):
                     parameter.add_(torch.randn_like(parameter), alpha=2.0)
