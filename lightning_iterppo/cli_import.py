@@ -6,17 +6,15 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lightning_iterppo import cli_output as output
-from lightning_iterppo.errors import ConfigError, RunDirectoryError
-
-if TYPE_CHECKING:
-    from lightning_iterppo.cli_commands import Job
+from lightning_iterppo.cli_commands import Job, need_fresh_output
+from lightning_iterppo.errors import ConfigError
 
 #: At most this often a plain line, in seconds, where there is no terminal.
 PLAIN_SECONDS = 10.0
@@ -40,8 +38,7 @@ def import_logs(arguments: argparse.Namespace, job: Job) -> int:
     from lightning_iterppo.data import importing
 
     target: Path = arguments.output
-    if target.exists():
-        raise RunDirectoryError(f"{target} is there already and would be overwritten: remove it, or choose another -o")
+    need_fresh_output(target)
     kinds = [kind.strip() for kind in arguments.redact.split(",") if kind.strip()]
     if arguments.redact and not kinds:
         raise ConfigError("--redact says nothing: give some of email,phone,card")
@@ -96,14 +93,9 @@ def _plain(console: Console) -> Callable[[float, int], None]:
             return
         due = now + PLAIN_SECONDS
         left = (now - begun) * (1 - share) / share
-        times = f"elapsed {_duration(now - begun)} · left ~{_duration(left)}"
+        times = f"elapsed {timedelta(seconds=round(now - begun))} · left ~{timedelta(seconds=round(left))}"
         console.print(
             f"importing: {share:.0%}, {count} conversations · {times}", markup=False, highlight=False, soft_wrap=True
         )
 
     return moved
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.errors import ConfigError, LogFormatError
+from lightning_iterppo.extras import need
 from lightning_iterppo.files import write_text_atomically
 
 
@@ -113,16 +114,13 @@ def _scores(path: Path) -> Iterator[tuple[str, Score]]:
 
 
 def markdown(steps: Iterable[Step]) -> str:
-    """A table, the expectation in percent for outcomes that are events."""
+    """A table of the messages, with the expected return before and after each."""
     lines = ["| | who | message | before | after | change |", "| --- | --- | --- | --- | --- | --- |"]
     for step in steps:
         text = step.text.replace("|", "\\|").replace("\n", " ")
-        values = (
-            f"{step.before:.2f}" if step.before is not None else "–",
-            "–" if step.after is None else f"{step.after:.2f}",
-        )
+        before, after = ("–" if value is None else f"{value:.2f}" for value in (step.before, step.after))
         change = "–" if step.change is None else f"{step.change:+.2f}"
-        lines.append(f"| {step.turn} | {step.role} | {text} | {' | '.join(values)} | {change} |")
+        lines.append(f"| {step.turn} | {step.role} | {text} | {before} | {after} | {change} |")
     return "\n".join(lines)
 
 
@@ -132,10 +130,7 @@ def draw(steps: Sequence[Step], title: str, path: Path) -> None:
     Raises:
         ConfigError: matplotlib is missing.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError("a plot needs matplotlib: pip install 'lightning-iterppo[bench]', or leave -o out") from error
+    matplotlib = need("matplotlib", "to draw a plot", "bench")
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from lightning_iterppo.conversation import Conversation, Suggestion, Turn
-from lightning_iterppo.evaluation.dispositions import DispositionCounts, edit_distance, normalised_edit_distance
-
-
-def by_table(first: str, second: str) -> int:
-    """Levenshtein's recursion, row by row."""
-    row = list(range(len(second) + 1))
-    for i, left in enumerate(first, start=1):
-        before, row = row, [i]
-        for j, right in enumerate(second, start=1):
-            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (left != right)))
-    return row[-1]
-
-
-def test_the_edit_distance_is_levenshteins() -> None:
-    chance = random.Random(0)
-    for _ in range(500):
-        first, second = ("".join(chance.choices("abcß", k=chance.randrange(90))) for _ in range(2))
-        assert edit_distance(first, second) == by_table(first, second) == edit_distance(second, first)
-    assert edit_distance("kitten", "sitting") == 3
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "distance"), [("", "", 0), ("ab", "ab", 0), ("", "abc", 1), ("ab", "abcd", 0.5)]
-)
-def test_the_normalised_one_is_a_share_of_the_longer_text(first: str, second: str, distance: float) -> None:
-    assert normalised_edit_distance(first, second) == distance
+from lightning_iterppo.evaluation.dispositions import DispositionCounts
 
 
 def test_what_was_not_seen_is_not_known() -> None:

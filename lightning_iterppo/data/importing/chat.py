@@ -8,31 +8,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_iterppo.data.importing import mapping
 from lightning_iterppo.data.importing.context import Context, Item
 from lightning_iterppo.data.importing.lines import read_lines
-from lightning_iterppo.data.importing.mapping import Fields
 from lightning_iterppo.data.importing.records import NAMED, BadRecord, Built, Place, Said, text_id
 
-FIELDS = Fields(
-    conversation="id",
-    messages="messages",
-    speaker="role",
-    text="content",
-    outcome="outcome",
-    reward="reward",
-    suggestion="suggestion",
-    disposition="disposition",
-)
+FIELDS = replace(mapping.FIELDS, conversation="id", messages="messages", speaker="role", text="content")
 #: The keys of a mapping file that mean something here.
-USES = (
-    *(f"fields.{name}" for name in ("conversation", "messages", "speaker", "text", "outcome")),
-    *(f"fields.{name}" for name in ("reward", "suggestion", "disposition")),
-    *("roles", "dispositions", "outcome_values", "without_disposition", "empty_messages"),
-)
+USES = (*mapping.USES, "fields.messages")
 
 
 def read(files: list[Path], context: Context) -> Iterator[Item]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from lightning_iterppo.data.importing import chat, sharegpt, table
 from lightning_iterppo.data.importing.context import Context, Item
-from lightning_iterppo.data.importing.extra import need
 from lightning_iterppo.data.importing.mapping import Fields
 from lightning_iterppo.data.importing.records import BadRecord, Builder, Place
 from lightning_iterppo.errors import ConfigError, LogFormatError
+from lightning_iterppo.extras import need
 
 FIELDS = Fields()
 #: The keys of a mapping file that mean something here.
@@ -22,7 +22,7 @@ _BATCH = 256
 
 def read(files: list[Path], context: Context) -> Iterator[Item]:
     """The conversations of the datasets, one after the other."""
-    library = need("datasets", "to read a dataset on the disk")
+    library = need("datasets", "to read a dataset on the disk", "import")
     for index, path in enumerate(files):
         found = _load(library, path)
         form = _form(path, found.column_names, context)

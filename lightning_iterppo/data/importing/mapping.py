@@ -50,6 +50,16 @@ class Fields:
         return dataclasses.replace(defaults, **given)
 
 
+#: What the forms call alike that say more of a message than who said what.
+FIELDS = Fields(outcome="outcome", reward="reward", suggestion="suggestion", disposition="disposition")
+#: The keys of a mapping file that mean something for all of them.
+USES = (
+    *(f"fields.{name}" for name in ("conversation", "speaker", "text", "outcome")),
+    *(f"fields.{name}" for name in ("reward", "suggestion", "disposition")),
+    *("roles", "dispositions", "outcome_values", "without_disposition", "empty_messages"),
+)
+
+
 @dataclass(frozen=True)
 class OutcomeColumns:
     """What the file of delayed outcomes calls its columns."""

@@ -1,14 +1,31 @@
-"""A line of a file as a JSON object."""
+"""Files with one JSON object a line."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning_iterppo.data.importing.records import BadRecord
+from lightning_iterppo.data.importing.records import BadRecord, Place
 
 
-def parse(raw: bytes, *, first: bool) -> dict[str, Any] | None:
+def json_lines(path: Path) -> Iterator[tuple[Place, dict[str, Any] | BadRecord, int]]:
+    """Every object, or why a line is none, with its place and how many bytes of the file are behind it."""
+    done = 0
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            done += len(raw)
+            found: dict[str, Any] | BadRecord | None
+            try:
+                found = _parse(raw, first=number == 1)
+            except BadRecord as bad:
+                found = bad
+            if found is not None:
+                yield Place(path, number), found, done
+
+
+def _parse(raw: bytes, *, first: bool) -> dict[str, Any] | None:
     """The object on a line; None for an empty line.
 
     Args:

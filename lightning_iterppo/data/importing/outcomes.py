@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_iterppo.data.importing.csv_rows import csv_rows
 from lightning_iterppo.data.importing.mapping import Mapping
-from lightning_iterppo.data.importing.objects import parse
+from lightning_iterppo.data.importing.objects import json_lines
 from lightning_iterppo.data.importing.records import BadRecord, Builder, Place, as_error, text_id
 from lightning_iterppo.data.importing.scratch import Scratch
 from lightning_iterppo.errors import ConfigError, LogFormatError
@@ -40,7 +40,7 @@ class DelayedOutcomes:
         if path.suffix == ".csv":
             records = _csv_records(path, mapping)
         elif path.suffix in (".jsonl", ".json", ".ndjson"):
-            records = _json_records(path)
+            records = ((place, record) for place, record, _ in json_lines(path))
         else:
             raise ConfigError(f"--outcomes {path}: a .csv or a .jsonl file was expected")
         columns = mapping.outcomes
@@ -111,16 +111,3 @@ def _csv_records(path: Path, mapping: Mapping) -> Iterator[tuple[Place, dict[str
             continue
         problem = row.problem(len(header))
         yield Place(path, row.line), problem or dict(zip(header, row.cells, strict=False))
-
-
-def _json_records(path: Path) -> Iterator[tuple[Place, dict[str, Any] | BadRecord]]:
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            place = Place(path, number)
-            try:
-                record = parse(raw, first=number == 1)
-            except BadRecord as bad:
-                yield place, bad
-                continue
-            if record is not None:
-                yield place, record

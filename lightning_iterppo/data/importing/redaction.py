@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_iterppo.conversation import Conversation, Suggestion, Turn
-from lightning_iterppo.data.importing.extra import need
 from lightning_iterppo.data.importing.mapping import Mapping
 from lightning_iterppo.errors import ConfigError
+from lightning_iterppo.extras import need
 from lightning_iterppo.recipe_files import nearest
 
 KINDS = ("email", "phone", "card")
@@ -46,9 +46,9 @@ class Redactor:
         if "email" in kinds:
             self._finders.append(("email", _emails))
         if "card" in kinds:
-            self._finders.append(("card", _cards(need("stdnum.luhn", "to find card numbers"))))
+            self._finders.append(("card", _cards(need("stdnum.luhn", "to find card numbers", "import"))))
         if "phone" in kinds:
-            phones = need("phonenumbers", "to find phone numbers")
+            phones = need("phonenumbers", "to find phone numbers", "import")
             for region in mapping.phone_regions:
                 if region not in phones.SUPPORTED_REGIONS:
                     near = nearest(region, sorted(phones.SUPPORTED_REGIONS))

@@ -7,34 +7,22 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from lightning_iterppo.data.importing import mapping
 from lightning_iterppo.data.importing.context import Context, Item
 from lightning_iterppo.data.importing.csv_rows import csv_rows
-from lightning_iterppo.data.importing.extra import need
-from lightning_iterppo.data.importing.mapping import Fields
 from lightning_iterppo.data.importing.records import SORTED, BadRecord, Built, Place, Said, text_id
 from lightning_iterppo.errors import ConfigError, LogFormatError
+from lightning_iterppo.extras import need
 from lightning_iterppo.recipe_files import nearest
 
-FIELDS = Fields(
-    conversation="conversation",
-    speaker="speaker",
-    text="text",
-    time="time",
-    outcome="outcome",
-    reward="reward",
-    suggestion="suggestion",
-    disposition="disposition",
-)
+FIELDS = replace(mapping.FIELDS, conversation="conversation", speaker="speaker", text="text", time="time")
 #: The keys of a mapping file that mean something here.
-USES = (
-    *(f"fields.{name}" for name in ("conversation", "speaker", "text", "time", "outcome")),
-    *(f"fields.{name}" for name in ("reward", "suggestion", "disposition")),
-    *("roles", "dispositions", "outcome_values", "without_disposition", "empty_messages", "time_format", "delimiter"),
-)
+USES = (*mapping.USES, "fields.time", "time_format", "delimiter")
 _CELLS = ("speaker", "text", "time", "outcome", "reward", "suggestion", "disposition")
 _EVERY = 512  # rows between two reports of progress
 _UTC = datetime.timezone.utc
@@ -138,8 +126,8 @@ def _store_csv(path: Path, file: int, context: Context) -> Iterator[int]:
 
 
 def _store_parquet(path: Path, file: int, context: Context) -> Iterator[float]:
-    parquet = need("pyarrow.parquet", f"to read {path}")
-    arrow = need("pyarrow", f"to read {path}")
+    parquet = need("pyarrow.parquet", f"to read {path}", "import")
+    arrow = need("pyarrow", f"to read {path}", "import")
     try:
         with parquet.ParquetFile(path) as opened:
             columns = Columns(path, opened.schema_arrow.names, context)

@@ -1,4 +1,4 @@
-"""Packages that only some imports need: those of the extra ``import``."""
+"""Packages that only some commands need: those of the extras."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 from lightning_iterppo.errors import ConfigError
 
 
-def need(module: str, purpose: str) -> Any:
-    """A module of a package of the extra.
+def need(module: str, purpose: str, extra: str) -> Any:
+    """A module of a package of an extra.
+
+    Args:
+        module: its name.
+        purpose: what it is needed for, as ``to read …``.
+        extra: the extra of setup.cfg that brings it.
 
     Raises:
         ConfigError: it is not installed.
@@ -19,5 +24,5 @@ def need(module: str, purpose: str) -> Any:
     except ModuleNotFoundError as error:
         package = {"stdnum": "python-stdnum"}.get(module.split(".")[0], module.split(".")[0])
         raise ConfigError(
-            f"{package} is needed {purpose} and is not installed: pip install 'lightning-iterppo[import]'"
+            f"{package} is needed {purpose} and is not installed: pip install 'lightning-iterppo[{extra}]'"
         ) from error
