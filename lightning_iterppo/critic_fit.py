@@ -201,7 +201,7 @@ class CriticFit:
                     bounds=self.critic.objective.bounds,
                 )
             )
-            found.append(self.critic.features(self._counted(data.train_dataloader()), states=states))
+            found.append(self.critic.features(self._counted(data.reading_dataloader()), states=states))
         parts = gather_lists(found)
         return ActionFeatures.join(parts) if parts else None
 

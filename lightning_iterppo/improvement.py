@@ -183,12 +183,7 @@ class RoundDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[PreparedTree]:
         """Samples, scores and prepares a round, and gives its batches."""
         prepared = self._make(self._chosen(self.round), logged=self.logged_reward != "none", at_anchor=self.round == 0)
-        batches = RandomBatches(
-            [len(item.tree) for item in prepared],
-            self.batch_size,
-            seed=self.seed + self.round,
-            passes=self.ppo_epochs,
-        )
+        batches = RandomBatches(len(prepared), self.batch_size, seed=self.seed + self.round, passes=self.ppo_epochs)
         self._tell("train", len(batches))
         self.round += 1
         return DataLoader(_Prepared(prepared), batch_sampler=batches, collate_fn=self._collate)

@@ -43,9 +43,7 @@ class LoggedSamples(pl.LightningDataModule):
         """All of them, as often as ``policy.ppo_epochs`` says."""
         settings, pad = self.loop.settings, self.loop.renderer.pad_token_id
         prepared = self.loop.policy.prepare(self.trees, rows=64, at_anchor=True)
-        batches = RandomBatches(
-            [len(item.tree) for item in prepared], settings.policy_batch, seed=self.seed, passes=settings.ppo_epochs
-        )
+        batches = RandomBatches(len(prepared), settings.policy_batch, seed=self.seed, passes=settings.ppo_epochs)
         return DataLoader(prepared, batch_sampler=batches, collate_fn=lambda items: collate_samples(items, pad))  # type: ignore[arg-type]
 
 

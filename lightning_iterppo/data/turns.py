@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -73,40 +72,26 @@ class RandomBatches(Sampler[list[int]]):
     kind of conversation pull the policy to and fro, and it learns less (`docs/learning.md` has the figures).
 
     Args:
-        lengths: tokens of each item.
+        count: how many items there are.
         batch_size: items a batch.
         seed: the order's randomness; each pass has its own.
         passes: how many times all items are gone through.
-        shuffle: false has the items in the order of their lengths, which pads least; for what trains nothing.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int] | NDArray[np.int32],
-        batch_size: int,
-        *,
-        seed: int = 0,
-        passes: int = 1,
-        shuffle: bool = True,
-    ) -> None:
-        self.lengths = np.asarray(lengths)
+    def __init__(self, count: int, batch_size: int, *, seed: int = 0, passes: int = 1) -> None:
+        self.count = count
         self.batch_size = batch_size
         self.passes = passes
-        self.shuffle = shuffle
         self.generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
-        return self.passes * -(-len(self.lengths) // self.batch_size)
+        return self.passes * -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        count = len(self.lengths)
         for _ in range(self.passes):
-            if self.shuffle:
-                order = torch.randperm(count, generator=self.generator).numpy()
-            else:
-                order = np.argsort(self.lengths, kind="stable")
-            for start in range(0, count, self.batch_size):
-                yield order[start : start + self.batch_size].tolist()
+            order = torch.randperm(self.count, generator=self.generator).tolist()
+            for start in range(0, self.count, self.batch_size):
+                yield order[start : start + self.batch_size]
 
 
 class _Listed(Dataset[LoggedTree]):
@@ -187,12 +172,14 @@ class TurnDataModule(pl.LightningDataModule):
         if not self.train_trees:
             raise ValueError("no training conversation has a known outcome, so there is nothing to learn from")
 
-    def _loader(self, items: Sequence[LoggedTree], *, training: bool) -> DataLoader[LoggedTree]:
+    def _own(self, items: Sequence[LoggedTree], *, equal: bool) -> Sequence[LoggedTree]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        own = shard(items, rank, world, equal=training)
-        seed = self.seed + self._loads
-        batches = RandomBatches(token_lengths(own), self.batch_size, seed=seed, shuffle=training)
-        return DataLoader(_Listed(own), batch_sampler=batches, collate_fn=self.collate)
+        return shard(items, rank, world, equal=equal)
+
+    def _by_length(self, items: Sequence[LoggedTree]) -> DataLoader[LoggedTree]:
+        own = self._own(items, equal=False)
+        order = np.argsort(token_lengths(own), kind="stable").tolist()
+        return DataLoader(_Listed(own), batch_size=self.batch_size, sampler=order, collate_fn=self.collate)
 
     def collate(self, items: Sequence[LoggedTree]) -> TurnBatch:
         """A batch of conversations."""
@@ -207,10 +194,15 @@ class TurnDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[LoggedTree]:
         """Batches of training conversations, in random order."""
         items = self.train_trees if self.relabel is None else self.relabel(self.train_trees)
-        loader = self._loader(items, training=True)
+        own = self._own(items, equal=True)
+        batches = RandomBatches(len(own), self.batch_size, seed=self.seed + self._loads)
         self._loads += 1
-        return loader
+        return DataLoader(_Listed(own), batch_sampler=batches, collate_fn=self.collate)
+
+    def reading_dataloader(self) -> DataLoader[LoggedTree]:
+        """Training conversations in the order of their lengths, which pads least: for a pass that trains nothing."""
+        return self._by_length(self.train_trees)
 
     def val_dataloader(self) -> DataLoader[LoggedTree] | list[DataLoader[LoggedTree]]:
         """Batches of held-out conversations."""
-        return self._loader(self.validation_trees, training=False) if self.validation_trees else []
+        return self._by_length(self.validation_trees) if self.validation_trees else []

@@ -60,22 +60,26 @@ def test_a_split_with_nothing_on_one_side(count: int, fraction: float) -> None:
         split_conversations([talk("a", 1.0)] * count, fraction, seed=0)
 
 
-def test_every_item_comes_once_a_pass_in_batches_of_all_lengths() -> None:
-    lengths = [10 + 16 * (number % 4) for number in range(22)]
-    sampler = RandomBatches(lengths, 5, seed=1, passes=3)
+def test_every_item_comes_once_a_pass_in_random_batches() -> None:
+    sampler = RandomBatches(22, 5, seed=1, passes=3)
     batches = list(sampler)
     assert len(batches) == len(sampler) == 15
     assert Counter(index for batch in batches for index in batch) == dict.fromkeys(range(22), 3)
     assert max(map(len, batches)) == 5
-    assert all(len({lengths[index] for index in batch}) > 1 for batch in batches)
     assert batches[:5] != batches[5:10]
-    assert list(RandomBatches(lengths, 5, seed=1, passes=3)) == batches
-    assert list(RandomBatches(lengths, 5, seed=2, passes=3)) != batches
+    assert list(RandomBatches(22, 5, seed=1, passes=3)) == batches
+    assert list(RandomBatches(22, 5, seed=2, passes=3)) != batches
 
 
-def test_without_shuffling_the_order_is_fixed() -> None:
-    sampler = RandomBatches([40, 8, 20], 2, shuffle=False)
-    assert list(sampler) == list(sampler) == [[1, 2], [0]]
+def test_training_mixes_lengths_and_reading_does_not(renderer: ChatRenderer) -> None:
+    talks = [talk(str(number), 1.0, turns=1 + number % 4) for number in range(16)]
+    data = TurnDataModule(talks, renderer=renderer, batch_size=4, seed=1)
+    read, trained = (
+        [len({len(tree) for tree in batch.tree.trees}) for batch in loader]
+        for loader in (data.reading_dataloader(), data.train_dataloader())
+    )
+    assert read == [1, 1, 1, 1]
+    assert min(trained) > 1
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
