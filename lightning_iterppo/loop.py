@@ -293,15 +293,13 @@ class IterativePPOLoop:
         return self._current
 
     def _measure_iteration(self, iteration: int) -> None:
-        rate = None if self.customer is None else self.measurement.evaluation(self.customer, "after")
+        rate = self.measurement.evaluation(self.customer, "after")
         if rate is not None:
             self.evaluations[iteration] = rate
             self._record.held_out = rate
 
     def _measure(self, when: Literal["before", "after"]) -> None:
         """The outcome rate on customers that training never meets, and on another kind of customer."""
-        if self.customer is None:
-            return
         rate = self.measurement.evaluation(self.customer, when)
         second = self.measurement.held_out(self.held_out_customer, when)
         self.summary.measured(when, rate, second)

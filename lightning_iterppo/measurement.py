@@ -40,8 +40,8 @@ class Measurement:
         #: The newest conversations with evaluation customers, by when they were held.
         self.samples: dict[str, list[Conversation]] = {}
 
-    def evaluation(self, customer: Callable[[], Customer], when: Phase) -> Rate | None:
-        """With customers of training's kind; None when the settings want none."""
+    def evaluation(self, customer: Callable[[], Customer] | None, when: Phase) -> Rate | None:
+        """With customers of training's kind; None when there are none, or the settings want none."""
         found = self._talk(customer, EVALUATION_SEEDS, self.settings.evaluation_conversations, when, when)
         if found:
             self.samples[when] = found
@@ -49,8 +49,6 @@ class Measurement:
 
     def held_out(self, customer: Callable[[], Customer] | None, when: Phase) -> Rate | None:
         """With customers of another kind; None when there are none, or the settings want none."""
-        if customer is None:
-            return None
         found = self._talk(customer, HELD_OUT_SEEDS, self.settings.held_out_conversations, when, f"{when}-held-out")
         return outcome_rate(found) if found else None
 
@@ -66,9 +64,9 @@ class Measurement:
         return held or []
 
     def _talk(
-        self, customer: Callable[[], Customer], seeds: int, count: int, when: Phase, name: str
+        self, customer: Callable[[], Customer] | None, seeds: int, count: int, when: Phase, name: str
     ) -> list[Conversation]:
-        if count == 0:
+        if customer is None or count == 0:
             return []
         self.tools.begin(when, count, "conversations")
         found = self.talker.talk(customer, seeds, count, when, name)
