@@ -129,6 +129,7 @@ def load_language_model(config: Recipe) -> LanguageModel:
             ),
             Computing(
                 share_prefixes=section.share_prefixes,
+                trim_padding=section.trim_padding,
                 logits_once=section.logits_once,
                 checkpointing=section.checkpointing,
                 compile=section.compile,

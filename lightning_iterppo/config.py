@@ -70,6 +70,9 @@ class ModelConfig:
     scratch: ScratchConfig | None = None
     # Compute what the responses of a conversation have in common once; false gives each its own row, for comparison.
     share_prefixes: bool = True
+    # Compute rows that are much shorter than others of their batch apart from them, which pads less. False is for
+    # comparison.
+    trim_padding: bool = True
     # Where the output embedding does not train, make logits once for forward and backward. False is for comparison.
     logits_once: bool = True
     # Keep only each layer's input for the backward pass and compute the layer again there: much less memory, for one

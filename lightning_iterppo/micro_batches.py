@@ -117,9 +117,14 @@ class MicroBatches:
         if width > _LONGER * self._width:
             self._width, self._measured = width, []
             size = 1
+            # The longest row first. What pads is not counted, since it need not be computed: see `Passes`.
+            lengths = [len(tree) for tree in batch.tree.trees]
+            start = lengths.index(max(lengths))
             while True:
-                self._measured.append((size * width, _step_memory(batch.rows(0, size), part, parameters)))
-                _log.debug("a step of %d x %d tokens takes %.0f MB", size, width, self._measured[-1][1] / 1e6)
+                tokens = sum(lengths[start : start + size])
+                self._measured.append((tokens, _step_memory(batch.rows(start, start + size), part, parameters)))
+                _log.debug("a step of %d tokens takes %.0f MB", tokens, self._measured[-1][1] / 1e6)
+                start = 0
                 larger = fitting()
                 if larger <= size or larger == rows:
                     break

@@ -286,7 +286,7 @@ class PPOPolicy(pl.LightningModule):
         self.log("policy/kl_token", kl_anchor.detach(), batch_size=samples)
         self.log("policy/clip_fraction", clipped.detach(), batch_size=samples)
         self._clipped.append(float(clipped.detach()))
-        self.trained_tokens += int(batch.tree.position_ids.numel())
+        self.trained_tokens += sum(len(tree) for tree in batch.tree.trees)
         return loss
 
     def _terms(self, batch: PolicyBatch) -> Tensor:

@@ -57,7 +57,7 @@ class WarmStart(pl.LightningModule):
         loss = self.micro_batches.total(
             self, batch, lambda group: self.loss(group) * (group.tree.action_mask.sum() / tokens)
         )
-        self.trained_tokens += int(batch.tree.position_ids.numel())
+        self.trained_tokens += sum(len(tree) for tree in batch.tree.trees)
         self.log("warm_start/loss", loss.detach(), batch_size=len(batch.returns))
         return loss
 

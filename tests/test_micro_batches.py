@@ -57,6 +57,13 @@ def batches(policy: PPOPolicy) -> dict[str, Any]:
     }
 
 
+def equal_rows() -> TurnBatch:
+    """As many rows that are all alike."""
+    tree = collate_trees([the_trees()[2]] * ROWS, pad_token_id=0)
+    count = len(tree.action_rows)
+    return TurnBatch(tree, torch.ones(count), torch.ones(count))
+
+
 def make_modules(model: LanguageModel, size: MicroBatchSize) -> dict[str, Any]:
     policy = PPOPolicy(
         model, kl_coefficient=0.1, entropy_coefficient=0.1, kl_reference_coefficient=0.1, micro_batch=size
@@ -155,7 +162,7 @@ def test_what_is_chosen_fits_whatever_a_step_is_made_of(seed: int) -> None:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """A device where a step takes some fixed bytes, and 3 for every token of its rows; ``free`` is what is free."""
+    """A device where a step takes some fixed bytes, and 3 for every token; ``free`` is what is free."""
     state = {"free": 1e9, "fixed": 10.0, "measured": 0.0}
 
     def taken(device: torch.device, work: Callable[[], object]) -> int:
@@ -163,7 +170,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         original = LanguageModel.hidden
 
         def hidden(self: LanguageModel, batch: Any) -> Tensor:
-            tokens.append(batch.input_ids.numel())
+            tokens.append(sum(len(tree) for tree in batch.trees))
             return original(self, batch)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -216,7 +223,7 @@ def test_auto_measures_larger_steps_that_are_known_to_fit(
 ) -> None:
     module = WarmStart(make_language_model("lora", rank=1), micro_batch="auto")
     module.setup("fit")
-    batch = batches(PPOPolicy(module.model))["warm_start"]
+    batch = equal_rows()
     width = batch.tree.input_ids.shape[1]
     beside = 3 * 4 * sum(p.numel() for p in module.parameters() if p.requires_grad)
     pretended["fixed"] = fixed = 30 * width  # ten times what a row takes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ from lightning_iterppo.critic import QCritic
 from lightning_iterppo.data.samples import ScoredTree, collate_samples
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.errors import ConfigError
+from lightning_iterppo.models import passes
 from lightning_iterppo.models.adaptation import Computing
 from lightning_iterppo.models.language_model import LanguageModel
-from lightning_iterppo.models.passes import Passes
+from lightning_iterppo.models.passes import Passes, like_lengths
 from lightning_iterppo.models.tree import ROOT, TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.warm_start import WarmStart
@@ -28,9 +30,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*self.trainer.*is not registere
 Make = Callable[..., LanguageModel]
 Stir = Callable[..., None]
 Found = dict[str, tuple[Tensor, dict[str, Tensor]]]
-PLAIN = {"fold": False, "keep_features": False, "share_prefixes": False, "logits_once": False}
+PLAIN = dict.fromkeys(("fold", "keep_features", "share_prefixes", "trim_padding", "logits_once"), False)
 # What saves memory goes with every saving of time.
 LEAN = [("checkpointing",), ("checkpointing", "fold"), ("checkpointing", *PLAIN)]
+
+
+@pytest.fixture(autouse=True)
+def calls_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of a few thousand weights would not make two passes of one for its padding."""
+    monkeypatch.setitem(passes._LAYER_CALL, "cpu", 0.0)
 
 
 def a_tree(first: int, turns: int) -> TokenTree:
@@ -128,6 +136,38 @@ def test_without_shared_prefixes_every_response_has_its_own_row(make_language_mo
         model.hidden(collate_trees([a_tree(6, 2)], pad_token_id=0))
     # Of six responses; the customer's last word is one more end.
     assert shapes == [(1, 24), (7, 14)]
+
+
+def test_short_rows_have_passes_of_their_own(make_language_model: Make, stir: Stir) -> None:
+    shapes: list[tuple[int, ...]] = []
+    for trim in (True, False):
+        model = make_model(make_language_model, stir, share_prefixes=True, trim_padding=trim)
+        model.trunk.embed_tokens.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))  # type: ignore[union-attr]
+        hidden = model.hidden(collate_trees([a_tree(6, 2), a_tree(7, 1), a_tree(8, 2)], pad_token_id=0))
+        assert hidden.shape[:2] == (3, 24)
+    assert shapes == [(1, 14), (2, 24), (3, 24)]
+
+
+def test_rows_are_grouped_as_the_least_work_has_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        lengths = torch.randint(1, 40, (5,), generator=generator).tolist()
+        cost = float(torch.randint(0, 60, (), generator=generator))
+        order = sorted(lengths)
+
+        def work(cuts: tuple[int, ...], order: list[int] = order, cost: float = cost) -> float:
+            ends = [0, *cuts, len(order)]
+            return sum(cost + (b - a) * order[b - 1] for a, b in pairwise(ends))
+
+        least = min(work(cuts) for n in range(5) for cuts in combinations(range(1, 5), n))
+        groups = like_lengths(lengths, cost)
+        assert sorted(row for group in groups for row in group) == list(range(5))
+        assert sum(cost + len(g) * max(lengths[row] for row in g) for g in groups) == least
+
+
+def test_a_call_that_costs_much_leaves_rows_together() -> None:
+    assert like_lengths([10, 90, 50], 1e6) == [[0, 2, 1]]
+    assert like_lengths([10, 90, 50], 0) == [[0], [2], [1]]
 
 
 # -- checkpointing ---------------------------------------------------------------------------------------------------

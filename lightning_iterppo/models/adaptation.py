@@ -43,6 +43,8 @@ class Computing:
     Args:
         share_prefixes: compute what the responses of a row have in common once; False gives each response a row of its
             own, for comparison.
+        trim_padding: compute rows of a batch that are much shorter than others in passes of their own, which pad less,
+            where that is worth the call; False pads all to the longest, for comparison.
         logits_once: where the output embedding does not train, make the gradient of log-probabilities while the logits
             are there; False makes them again in the backward pass, for comparison.
         checkpointing: keep only the input of each layer for the backward pass, which computes the layer again: much
@@ -52,6 +54,7 @@ class Computing:
     """
 
     share_prefixes: bool = True
+    trim_padding: bool = True
     logits_once: bool = True
     checkpointing: bool = False
     compile: bool = False

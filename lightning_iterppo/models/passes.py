@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
@@ -42,6 +42,32 @@ def _explained() -> Iterator[None]:
         raise ConfigError(f"model.compile is true, but torch.compile fails here ({reason}): leave it false") from error
 
 
+# What calling a layer once more costs, forward and backward, in the multiplications that the device does meanwhile.
+_LAYER_CALL = {"cpu": 2e8, "accelerator": 5e10}
+
+
+def like_lengths(lengths: Sequence[int], call_cost: float) -> list[list[int]]:
+    """Rows in groups of like length: those with the least sum of tokens, padding and ``call_cost`` tokens a group.
+
+    Args:
+        lengths: of the rows.
+        call_cost: what a group costs beside its tokens.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    # Of the shortest n rows: what they cost at least, and where their last group begins.
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for stop in range(1, len(order) + 1):
+        width = lengths[order[stop - 1]]
+        best.append(min((best[start][0] + call_cost + (stop - start) * width, start) for start in range(stop)))
+    groups: list[list[int]] = []
+    stop = len(order)
+    while stop:
+        start = best[stop][1]
+        groups.insert(0, order[start:stop])
+        stop = start
+    return groups
+
+
 class Passes:
     """Runs a trunk.
 
@@ -70,6 +96,9 @@ class Passes:
         self.frozen_layers = frozen_layers
         self._again = again
         self._layers = [module for module in self.trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+        embeddings = {id(p) for m in self.trunk.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        multiplied = sum(p.numel() for p in self.trunk.parameters() if id(p) not in embeddings)
+        self._layer_size: float = max(1, multiplied) / int(model.config.num_hidden_layers)
         self._compiled: dict[nn.Module, Callable[..., Any]] = {}
         for name in ("checkpointing", "compile"):
             if getattr(computing, name) and not self._layers:
@@ -80,9 +109,25 @@ class Passes:
     def hidden(self, batch: TreeBatch) -> Tensor:
         """Last hidden states of every token of the rows, (rows, tokens, hidden)."""
         if self.computing.share_prefixes:
-            return self._shared(batch)
+            return self._trimmed(batch)
         alone, rows, positions = own_rows(batch)
-        return self._shared(alone)[rows, positions]
+        return self._trimmed(alone)[rows, positions]
+
+    def _trimmed(self, batch: TreeBatch) -> Tensor:
+        width = batch.input_ids.shape[1]
+        groups = [list(range(len(batch.trees)))]
+        if self.computing.trim_padding:
+            groups = like_lengths([len(tree) for tree in batch.trees], self._call_cost(batch.input_ids.device))
+        if len(groups) == 1:
+            return self._shared(batch)
+        parts = [self._shared(batch.trunk_rows(group)) for group in groups]
+        places = torch.tensor([row for group in groups for row in group], device=batch.input_ids.device)
+        # What pads is nobody's, so that zeros serve.
+        return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])[places.argsort()]
+
+    def _call_cost(self, device: torch.device) -> float:
+        """What one more pass costs beside its tokens, in tokens."""
+        return _LAYER_CALL["cpu" if device.type == "cpu" else "accelerator"] / self._layer_size
 
     def _shared(self, batch: TreeBatch) -> Tensor:
         if self.frozen_layers == 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -135,6 +135,24 @@ class TreeBatch:
             action_tokens=self.action_tokens[own],
             action_mask=self.action_mask[own],
             trees=self.trees[start:stop],
+        )
+
+    def trunk_rows(self, chosen: Sequence[int]) -> TreeBatch:
+        """Some of the rows, as wide as the longest of them, for a pass that asks for no response: it lists none."""
+        trees = [self.trees[row] for row in chosen]
+        width = max(len(tree) for tree in trees)
+        where = torch.tensor(chosen, device=self.input_ids.device)
+        masked = self.attention_mask is not None and not all(tree.chain for tree in trees)
+        return TreeBatch(
+            input_ids=self.input_ids[where, :width],
+            position_ids=self.position_ids[where, :width],
+            attention_mask=cast(Tensor, self.attention_mask)[where, :, :width, :width] if masked else None,
+            action_rows=self.action_rows[:0],
+            action_positions=self.action_positions[:0],
+            predict_positions=self.predict_positions[:0],
+            action_tokens=self.action_tokens[:0],
+            action_mask=self.action_mask[:0],
+            trees=trees,
         )
 
     def responses(self, start: int, stop: int) -> slice:
