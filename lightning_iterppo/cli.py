@@ -144,7 +144,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     found = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, function: commands.Command, text: str, recipe: bool = True) -> argparse.ArgumentParser:
-        one = found.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        one = found.add_parser(
+            name, help=text.replace("%", "%%"), description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        )
         one.set_defaults(command=function)
         one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks and logs")
         if recipe:
@@ -158,10 +160,11 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     def add_output(one: argparse.ArgumentParser, what: str, metavar: str, required: bool = True) -> None:
         one.add_argument("-o", "--output", type=Path, metavar=metavar, required=required, help=what)
 
+    def add_policy(one: argparse.ArgumentParser, what: str) -> None:
+        one.add_argument("--policy", type=Path, metavar="DIR", help=f"{what}; default: the recipe's model as it is")
+
     def add_talk(one: argparse.ArgumentParser) -> None:
-        one.add_argument(
-            "--policy", type=Path, metavar="DIR", help="a trained policy; default: the recipe's model as it is"
-        )
+        add_policy(one, "a trained policy")
         one.add_argument("-n", "--conversations", type=int, metavar="N", help="how many; default: as the recipe says")
 
     train = add("train", commands.train, "the whole loop: collect, fit the critic, improve the policy, again")
@@ -181,6 +184,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     fit = add("fit-critic", commands.fit_critic, "only the critic, from logs; prints its calibration on held-out ones")
     fit.add_argument("--data", type=Path, nargs="+", metavar="FILE", required=True, help="logs, ours or the chat form")
     fit.add_argument("--validation", type=Path, nargs="+", metavar="FILE", default=[], help="logs to hold out instead")
+    add_policy(fit, "the policy whose trunk the critic starts from")
     add_output(fit, "where the critic goes", "DIR")
     add_json(fit)
 
@@ -204,10 +208,11 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     improve.add_argument(
         "--data", type=Path, nargs="+", metavar="FILE", required=True, help="logs: their states are used"
     )
+    add_policy(improve, "the policy to improve")
     add_output(improve, "where the run goes", "RUN")
     add_json(improve)
 
-    evaluate = add("evaluate", commands.evaluate, "the outcome rate of a policy, with its 95 %% interval")
+    evaluate = add("evaluate", commands.evaluate, "the outcome rate of a policy, with its 95 % interval")
     add_talk(evaluate)
     add_json(evaluate)
 

@@ -90,8 +90,10 @@ def fit_critic(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo fit-critic`."""
     config = _config(arguments)
     need_files([*arguments.data, *arguments.validation])
+    _need_policy(arguments.policy)
     need_fresh_output(arguments.output)
-    found = _operations(job).fit_critic(config, arguments.data, arguments.validation, arguments.output)
+    data = (arguments.data, arguments.validation)
+    found = _operations(job).fit_critic(config, *data, arguments.output, arguments.policy)
     output.figures(found, arguments.json)
     return 0
 
@@ -113,8 +115,9 @@ def improve(arguments: argparse.Namespace, job: Job) -> int:
     if not arguments.critic.is_dir():
         raise RunDirectoryError(f"there is no critic {arguments.critic}: `iterppo fit-critic` makes one")
     need_files(arguments.data)
+    _need_policy(arguments.policy)
     _need_fresh_run(arguments.output)
-    found = _operations(job).improve(config, arguments.critic, arguments.data, arguments.output)
+    found = _operations(job).improve(config, arguments.critic, arguments.data, arguments.output, arguments.policy)
     output.figures(found, arguments.json)
     return 0
 

@@ -233,11 +233,7 @@ class IterativePPOLoop:
             self._keep("logs", self.logs)
             trees = imitate(self.warm_start, self.logs, self.renderer, self.settings, self.tools)
             self.critic_fit.take_over(trees)
-        if self.policy.kl_reference_coefficient > 0 or self.language_model.lora or self.settings.log_actions:
-            self.language_model.copy(POLICY, REFERENCE)
-        # The critic starts from the policy's trunk: one made from nothing fails on a few hundred conversations.
-        self.language_model.copy(POLICY, CRITIC)
-        self.critic_fit.forget()
+        self.start_from_policy()
 
     def _collect(self, iteration: int) -> None:
         count = self.settings.conversations
@@ -320,6 +316,14 @@ class IterativePPOLoop:
             found = self.talker.talk(self.customer, seeds, conversations, name, name)
             self._done()
         return found
+
+    def start_from_policy(self) -> None:
+        """Makes the policy as it is the reference, and the critic's trunk."""
+        if self.policy.kl_reference_coefficient > 0 or self.language_model.lora or self.settings.log_actions:
+            self.language_model.copy(POLICY, REFERENCE)
+        # The critic starts from the policy's trunk: one made from nothing fails on a few hundred conversations.
+        self.language_model.copy(POLICY, CRITIC)
+        self.critic_fit.forget()
 
     def fit_critic_only(
         self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None

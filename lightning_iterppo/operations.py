@@ -130,18 +130,21 @@ def load_policy(model: LanguageModel, path: Path, *, variant: str = POLICY, opti
         raise RunDirectoryError(f"{option} {path}: {error}; give a checkpoint's policy directory, or a run") from error
 
 
-def fit_critic(config: Recipe, data: list[Path], validation: list[Path], output: Path) -> dict[str, Any]:
-    """Q from logs alone, into a directory.
+def fit_critic(
+    config: Recipe, data: list[Path], validation: list[Path], output: Path, policy: Path | None = None
+) -> dict[str, Any]:
+    """Q from logs alone, into a directory; its trunk starts from a policy's, or from the recipe's model.
 
     Raises:
         LogFormatError: a line of a file is not a conversation.
-        RunDirectoryError: the directory is not empty.
+        RunDirectoryError: the directory is not empty, or there is no such policy.
     """
     _refuse_full(output)
     logs = ConversationFile(data)
     held = ConversationFile(validation) if validation else None
     recipe = to_yaml(config)
     loop = build_loop(without_logs(config), kept=False)
+    _start_from(loop, policy)
     figures = loop.fit_critic_only(logs, held)
     if rank() == 0:
         with replace_directory(output) as directory:
@@ -202,14 +205,21 @@ def _find_critic(path: Path) -> tuple[Path, Recipe]:
     return directory, load_recipe(run / RECIPE)
 
 
-def improve(config: Recipe, critic: Path, data: list[Path], run: Path) -> dict[str, Any]:
-    """PPO against a fitted Q on logged states, into a run directory.
+def _start_from(loop: IterativePPOLoop, policy: Path | None) -> None:
+    if policy is not None:
+        load_policy(loop.language_model, policy)
+        loop.start_from_policy()
+
+
+def improve(config: Recipe, critic: Path, data: list[Path], run: Path, policy: Path | None = None) -> dict[str, Any]:
+    """PPO against a fitted Q on logged states, from a policy or the recipe's model, into a run directory.
 
     Raises:
-        RunDirectoryError: the critic is none, or the run directory is taken.
+        RunDirectoryError: the critic or the policy is none, or the run directory is taken.
     """
     logs = read_conversations(data)
     loop = build_loop(config, kept=True)
+    _start_from(loop, policy)
     try:
         load_critic(critic, loop.language_model, loop.critic)
     except (FileNotFoundError, ValueError) as error:

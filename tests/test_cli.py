@@ -70,16 +70,18 @@ class Operations:
         self.calls.append(("collect", config, output, policy, conversations))
         return {"outcome_rate": 0.25, "ci95": [0.2, 0.3], "conversations": conversations, "held_out": {"auroc": None}}
 
-    def fit_critic(self, config: Recipe, data: list[Path], validation: list[Path], output: Path) -> dict[str, Any]:
-        self.calls.append(("fit_critic", config, data, validation, output))
+    def fit_critic(
+        self, config: Recipe, data: list[Path], validation: list[Path], output: Path, policy: Path | None
+    ) -> dict[str, Any]:
+        self.calls.append(("fit_critic", config, data, validation, output, policy))
         return {"auroc": 0.75}
 
     def score(self, critic: Path, data: Path, output: Path) -> dict[str, Any]:
         self.calls.append(("score", critic, data, output))
         return {"q_mean": 0.5}
 
-    def improve(self, config: Recipe, critic: Path, data: list[Path], run: Path) -> dict[str, Any]:
-        self.calls.append(("improve", config, critic, data, run))
+    def improve(self, config: Recipe, critic: Path, data: list[Path], run: Path, policy: Path | None) -> dict[str, Any]:
+        self.calls.append(("improve", config, critic, data, run, policy))
         return {"kl_old": 0.5}
 
     def evaluate(self, config: Recipe, policy: Path | None, conversations: int | None) -> dict[str, Any]:
@@ -238,9 +240,10 @@ def test_words_between_options_are_told_apart(operations: Operations, capsys: py
     Path("odd=name.jsonl").touch()
     words = ["fit-critic", "--data", "a.jsonl", "odd=name.jsonl", "critic.epochs=2", "-o", "dir", "probe", "seed=5"]
     assert main(words) == 0
-    _, config, data, validation, output = operations.calls[0]
+    _, config, data, validation, output, policy = operations.calls[0]
     assert (config.name, config.critic.epochs, config.seed) == ("probe", 2, 5)
     assert (data, validation, output) == ([Path("a.jsonl"), Path("odd=name.jsonl")], [], Path("dir"))
+    assert policy is None
     assert "0.75" in capsys.readouterr().out
 
 
@@ -254,7 +257,11 @@ def test_every_command_reaches_its_function(
     assert "0.2 to 0.3" in capsys.readouterr().out
     assert main(["evaluate", "probe", "--policy", "critic", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"outcome_rate": 0.25}
-    assert main(["improve", "probe", "--critic", "critic", "--data", "a.jsonl", "-o", "improved"]) == 0
+    improve = ["improve", "probe", "--critic", "critic", "--data", "a.jsonl", "-o", "improved"]
+    assert main([*improve, "--policy", "nowhere"]) == 2
+    assert "no policy nowhere" in capsys.readouterr().err
+    assert main([*improve, "--policy", str(run)]) == 0
+    assert operations.calls[-1][-1] == run
     assert main(["export", str(run), "-o", "model", "--iteration", "1"]) == 0
     assert main(["score", "critic", "a.jsonl", "-o", "q.jsonl"]) == 0
     assert [call[0] for call in operations.calls] == ["collect", "evaluate", "improve", "export", "score"]

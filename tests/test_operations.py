@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -255,6 +256,26 @@ def test_a_critic_from_logs_and_an_improvement_with_it(
     amounts.critic.loss, amounts.critic.solve_head = "hl-gauss", False
     with pytest.raises(RunDirectoryError, match=r"is one of another critic\.loss"):
         operations.improve(amounts, tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run2")
+
+
+def test_a_critic_and_an_improvement_begin_with_the_policy_they_are_given(run: Run, tmp_path: Path) -> None:
+    logs = run.path / "conversations" / "iteration-001.jsonl"
+    still = recipe(run.kind, "critic.epochs=0", "critic.solve_head=true", "policy.learning_rate=1e-12")
+    operations.fit_critic(still, [logs], [], tmp_path / "critic", run.path)
+    operations.improve(still, tmp_path / "critic", [logs], tmp_path / "run", run.path)
+    weights = "adapter_model.safetensors" if run.kind == "lora" else "model.safetensors"
+    given = load_file(run.path / "checkpoints" / "iteration-001" / "policy" / weights)
+    for found in (tmp_path / "critic", tmp_path / "run" / "checkpoints" / "iteration-000" / "policy"):
+        torch.testing.assert_close(load_file(found / weights), given, atol=1e-6, rtol=0)
+    operations.fit_critic(still, [logs], [], tmp_path / "other")
+    assert any(not torch.equal(tensor, given[key]) for key, tensor in load_file(tmp_path / "other" / weights).items())
+    if run.kind == "lora":
+        state = RunDirectory.open(tmp_path / "run").load_state()
+        assert state is not None
+        reference = state["modules"]["variants"]["reference"]
+        torch.testing.assert_close(reference, given, atol=1e-6, rtol=0)
+    with pytest.raises(RunDirectoryError, match=r"--policy .*holds no"):
+        operations.fit_critic(still, [logs], [], tmp_path / "third", tmp_path)
 
 
 def test_logs_that_are_none(tmp_path: Path) -> None:
