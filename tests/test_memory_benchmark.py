@@ -47,11 +47,12 @@ def test_its_table_and_its_spread(benchmark: ModuleType) -> None:
         {
             "turns": turns,
             "conversations": turns // 5,
+            "import": {"seconds": 3.0, "peak_memory_bytes": 200_000_000},
             "fit_critic": {"seconds": 2.0, "peak_memory_bytes": peak},
             "score": {"seconds": 1.0, "peak_memory_bytes": 500_000_000},
         }
         for turns, peak in ((10_000, 600_000_000), (100_000, 630_000_000))
     ]
-    assert benchmark.table(sizes).splitlines()[-1] == "| 100,000 | 20,000 | 630 | 2 | 500 | 1 |"
+    assert benchmark.table(sizes).splitlines()[-1] == "| 100,000 | 20,000 | 200 | 3 | 630 | 2 | 500 | 1 |"
     assert benchmark.spread(sizes, "fit_critic") == pytest.approx(0.05)
     assert benchmark.spread(sizes, "score") == 0.0

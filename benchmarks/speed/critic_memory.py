@@ -1,8 +1,8 @@
-"""Peak memory of fitting Q, and of scoring, on logs of ever more turns.
+"""Peak memory of importing, of fitting Q, and of scoring, on logs of ever more turns.
 
 ``python benchmarks/speed/critic_memory.py``: writes seeded logs of 10 thousand, 100 thousand and a million turns, runs
-``iterppo fit-critic`` and then ``iterppo score`` on each, in a process of its own, with a model of two layers made from
-nothing, and records the most memory that the operating system counted for each process.
+``iterppo import``, ``iterppo fit-critic`` and then ``iterppo score`` on each, in a process of its own, with a model of
+two layers made from nothing, and records the most memory that the operating system counted for each process.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lightning_iterppo.machine import describe_machine
 RESULT = Path(__file__).resolve().parents[1] / "results" / "speed" / "critic_memory.json"
 ASKED = ["thirsty", "hungry", "hot", "cold", "hmm"]
 SAID = ["tea", "juice", "soup", "salad", "okay"]
+PARTS = {"import": "import", "fit_critic": "fit-critic", "score": "score"}
 TURNS_A_CONVERSATION = (3, 9)  # at least and at most
 RECIPE = [
     *("probe", "trainer=cpu", "callbacks.progress=null", f"model.scratch.vocabulary=[{','.join(ASKED + SAID)}]"),
@@ -81,9 +82,10 @@ def measure(words: Sequence[str], log: Path) -> Measured:
 
 
 def measure_size(turns: int, seed: int, place: Path) -> dict[str, Any]:
-    """Both commands on logs of so many turns."""
-    logs, critic = place / "logs.jsonl", place / "critic"
-    write_conversations(logs, conversations(turns, seed))
+    """All three commands on logs of so many turns."""
+    raw, logs, critic = place / "raw.jsonl", place / "logs.jsonl", place / "critic"
+    write_conversations(raw, conversations(turns, seed))
+    brought = measure(["import", "iterppo", str(raw), "-o", str(logs), "--json"], place / "import.txt")
     fit = measure(
         ["fit-critic", *RECIPE, f"seed={seed}", "--data", str(logs), "-o", str(critic), "--json"], place / "fit.txt"
     )
@@ -98,6 +100,7 @@ def measure_size(turns: int, seed: int, place: Path) -> dict[str, Any]:
         "turns": turns,
         "conversations": count,
         "log_bytes": logs.stat().st_size,
+        "import": asdict(brought),
         "fit_critic": asdict(fit),
         "score": asdict(score),
     }
@@ -105,13 +108,11 @@ def measure_size(turns: int, seed: int, place: Path) -> dict[str, Any]:
 
 def table(sizes: Sequence[dict[str, Any]]) -> str:
     """Markdown, one line a size."""
-    lines = [
-        "| turns | conversations | fit-critic: peak, MB | seconds | score: peak, MB | seconds |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    names = [f"{word}: peak, MB | seconds" for word in PARTS.values()]
+    lines = [f"| turns | conversations | {' | '.join(names)} |", "| ---: " * (2 + 2 * len(names)) + "|"]
     for size in sizes:
         cells = [f"{size['turns']:,}", f"{size['conversations']:,}"]
-        for part in ("fit_critic", "score"):
+        for part in PARTS:
             cells += [f"{size[part]['peak_memory_bytes'] / 1e6:.0f}", f"{size[part]['seconds']:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -136,8 +137,8 @@ def main() -> None:
             sizes.append(measure_size(turns, arguments.seed, Path(directory)))
         print(json.dumps(sizes[-1]), flush=True)
     print(table(sizes))
-    spreads = {part: spread(sizes, part) for part in ("fit_critic", "score")}
-    print(f"largest peak over smallest: fit-critic +{spreads['fit_critic']:.1%}, score +{spreads['score']:.1%}")
+    spreads = {part: spread(sizes, part) for part in PARTS}
+    print("largest peak over smallest:", *(f"{word} +{spreads[part]:.1%}" for part, word in PARTS.items()))
     if not arguments.trial:
         record = {
             "command": " ".join(["python", "benchmarks/speed/critic_memory.py", *sys.argv[1:]]),

@@ -99,7 +99,7 @@ def others() -> list[str]:
             what = f"a turn at turn {turn} over turn {cost['turns'][0]}"
             rows.append(row(what, f"{seconds:.2f} s", f"{times:.2f} ×", "≤ 1.3 ×", times <= 1.3))
     if memory := read("critic_memory"):
-        for part, title in (("fit_critic", "a critic fit"), ("score", "scoring")):
+        for part, title in (("import", "importing"), ("fit_critic", "a critic fit"), ("score", "scoring")):
             peaks = ((size["turns"], size[part]["peak_memory_bytes"]) for size in memory["sizes"])
             shown = ", ".join(f"{turns:,}: {peak / 1e6:.0f} MB" for turns, peak in peaks)
             more = memory["spread"][part]

@@ -24,15 +24,15 @@ PRODUCTS: Final = dict(
 #: What answers an objection.
 ANSWERS: Final = {"fit": "you can return it", "last": "it has a guarantee", "wait": "it is in stock"}
 _OBJECTIONS: Final = {"fit": "will it fit ?", "last": "will it last ?", "wait": "must i wait ?"}
-_QUESTIONS: Final = ("what is it for ?", "what do you want to do ?")
-_ORDERS: Final = ("shall i order it ?", "do you want to buy it ?")
+QUESTIONS: Final = ("what is it for ?", "what do you want to do ?")
+ORDERS: Final = ("shall i order it ?", "do you want to buy it ?")
 _OPENINGS: Final = ("hi", "hello there", "hi i look around")
 _PUZZLED: Final = ("hm what ?", "that does not help")
-_AGENT: Final = (*_QUESTIONS, *_ORDERS, *(f"take the {name}" for name in PRODUCTS.values()), *ANSWERS.values())
+AGENT_MESSAGES: Final = (*QUESTIONS, *ORDERS, *(f"take the {name}" for name in PRODUCTS.values()), *ANSWERS.values())
 _CUSTOMER: Final = (*_OPENINGS, *_PUZZLED, *_OBJECTIONS.values(), "to and it should be", "good", "yes please", "bye no")
 #: Every word.
 VOCABULARY: Final = sorted(
-    {word for text in (*_AGENT, *_CUSTOMER) for word in text.split()} | {w for pair in PRODUCTS for w in pair}
+    {word for text in (*AGENT_MESSAGES, *_CUSTOMER) for word in text.split()} | {w for pair in PRODUCTS for w in pair}
 )
 _MESSAGES: Final = 6
 
@@ -55,7 +55,7 @@ class Customer:
         """Goes a step on after the right message, and loses patience after any other."""
         said = history[-1].content
         last = sum(message.role == "agent" for message in history) == _MESSAGES
-        if said in _ORDERS and (self._stage == 3 or self._eager):
+        if said in ORDERS and (self._stage == 3 or self._eager):
             return CustomerReply("yes please", reward=1.0, done=True)
         answer = self._step(said)
         if answer is None:
@@ -66,7 +66,7 @@ class Customer:
         return CustomerReply(answer)
 
     def _step(self, said: str) -> str | None:
-        if self._stage == 0 and said in _QUESTIONS:
+        if self._stage == 0 and said in QUESTIONS:
             self._stage = 1
             return f"to {self._need[0]} and it should be {self._need[1]}"
         if self._stage == 1 and said == f"take the {PRODUCTS[self._need]}":
@@ -78,14 +78,14 @@ class Customer:
         return None
 
 
-def _best(history: list[Message], rng: random.Random) -> str:
+def best_message(history: list[Message], rng: random.Random) -> str:
     """The right next message."""
     heard = [message.content for message in history if message.role == "customer"]
     needs = [text.split() for text in heard if text.startswith("to ")]
     if not needs:
-        return rng.choice(_QUESTIONS)
+        return rng.choice(QUESTIONS)
     if "good" in heard:
-        return rng.choice(_ORDERS)
+        return rng.choice(ORDERS)
     for kind, objection in _OBJECTIONS.items():
         if objection in heard:
             return ANSWERS[kind]
@@ -97,7 +97,7 @@ def logs(conversations: int, seed: int, skill: float = 0.45) -> list[Conversatio
     rng = random.Random(seed)
 
     def respond(system: str, history: list[Message]) -> str:
-        return _best(history, rng) if rng.random() < skill else rng.choice(_AGENT)
+        return best_message(history, rng) if rng.random() < skill else rng.choice(AGENT_MESSAGES)
 
     customer = Customer()
     return [play(customer, respond, log_seed(seed, index), f"shop-{index:06d}") for index in range(conversations)]
