@@ -19,6 +19,7 @@ from lightning_iterppo.data.trees import check_returns
 from lightning_iterppo.errors import ConfigError, CustomerError
 from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.judging import at_the_end
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.adaptation import Adaptation, Computing
 from lightning_iterppo.models.backbones import load_backbone
@@ -233,6 +234,7 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         bounds = make_objective(critic.loss, critic.low, critic.high).bounds  # type: ignore[arg-type]
         check_returns(logs, critic.gamma, bounds)
     parts = build_parts(config)
+    learnt, estimate = at_the_end(logs, config) if kept and not config.customer else (logs, None)
     return IterativePPOLoop(
         language_model=parts.model,
         policy=parts.policy,
@@ -242,7 +244,8 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         held_out_customer=held_out,
         settings=_settings(config),
         trainers=parts.trainers,
-        logs=logs,
+        logs=learnt,
+        estimate=estimate,
         warm_start=parts.warm_start,
         callbacks=[callback for callback in callbacks if kept or not getattr(callback, "needs_run_directory", False)],
         name=config.name,

@@ -76,6 +76,8 @@ def run_end(summary: Summary, run: Path) -> None:
                 rates.add_row(label or name, left, right)
     if rates.row_count:
         say("", rates)
+    if summary.estimate is not None:
+        say("", _estimate(summary.estimate))
     before_example, after_example = summary.examples
     if before_example or after_example:
         say("", _side_by_side(before_example, after_example))
@@ -88,6 +90,18 @@ def _next_command(summary: Summary, run: Path) -> str:
     if summary.recipe == "probe":
         return "iterppo train shop"
     return f"iterppo export {quoted(run)} -o {quoted(run / 'model')}"
+
+
+def _estimate(found: dict[str, Any]) -> str:
+    if found["reasons"]:
+        return f"what the policy would earn the logs cannot tell: {'; '.join(found['reasons'])}"
+    robust, logs = found["doubly_robust"], found["logs"]
+    low, high = robust["ci95"]
+    return (
+        f"what the policy would earn: {robust['value']:.3f} (95 % interval {low:.3f} to {high:.3f}), by "
+        f"{logs['conversations']} conversations of the logs that nothing was trained on and that earned "
+        f"{logs['return_mean']:.3f}"
+    )
 
 
 def _rate(rate: Rate | None) -> tuple[str, str, str]:

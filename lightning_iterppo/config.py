@@ -261,6 +261,10 @@ class LoopConfig:
     evaluation_conversations: int = 240
     # The same for the second figure, with `held_out_customer`. 0 leaves it out.
     held_out_conversations: int = 0
+    # Without a customer: the share of the logs, whole conversations, that nothing is trained on, and that say at the
+    # end what the policy would earn. Higher narrows that interval; 0 asks nothing. Logs without log-probabilities
+    # cannot say it, and none of theirs are held back.
+    judge_fraction: float = 0.2
     # Measure the outcome rate after every n-th iteration too, for callbacks that watch it; 0 only before and after.
     evaluate_every: int = 0
     # Conversations talked side by side: as one ends, the next begins. Higher is faster until memory or cores run out.

@@ -106,6 +106,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "loop.conversations": _at_least(2),
     "loop.evaluation_conversations": _at_least(0),
     "loop.held_out_conversations": _at_least(0),
+    "loop.judge_fraction": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
     "loop.evaluate_every": _at_least(0),
     "loop.batch": _at_least(1),
     "trainer.accelerator": _one_of(ACCELERATORS),

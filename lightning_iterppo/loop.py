@@ -56,6 +56,7 @@ class IterativePPOLoop:
         logs: conversations to warm-start from; none skips the warm start.
         warm_start: the module that learns from them.
         held_out_customer: makes the customers of the second figure.
+        estimate: what logs say the policy would earn, asked at the end: for ``summary.estimate``.
         callbacks: Lightning callbacks, which may have the outer hooks too.
         loggers: Lightning loggers.
         run_dir: where the run is kept; None keeps nothing, and cannot be resumed.
@@ -76,6 +77,7 @@ class IterativePPOLoop:
         logs: Sequence[Conversation] = (),
         warm_start: WarmStart | None = None,
         held_out_customer: Callable[[], Customer] | None = None,
+        estimate: Callable[[IterativePPOLoop], dict[str, Any]] | None = None,
         callbacks: Sequence[pl.Callback] = (),
         loggers: Sequence[Logger] = (),
         run_dir: RunDirectory | None = None,
@@ -89,6 +91,7 @@ class IterativePPOLoop:
         self.renderer = renderer
         self.customer = customer
         self.held_out_customer = held_out_customer
+        self.estimate = estimate
         self.settings = settings
         self.logs = list(logs)
         self.warm_start = warm_start
@@ -299,6 +302,9 @@ class IterativePPOLoop:
         rate = self.measurement.evaluation(self.customer, when)
         second = self.measurement.held_out(self.held_out_customer, when)
         self.summary.measured(when, rate, second)
+        if when == "after" and self.estimate is not None:
+            self.tools.begin("score")
+            self.summary.estimate = self.estimate(self)
 
     def _keep(self, name: int | str, conversations: Sequence[Conversation]) -> None:
         if self.run_dir is not None and self.is_main:

@@ -13,13 +13,14 @@ from lightning_iterppo.config import Recipe
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.errors import LogDataError, RunDirectoryError
-from lightning_iterppo.estimation import RESPONSES, judge, quiet_loop, usable_logs
+from lightning_iterppo.estimation import quiet_loop
 from lightning_iterppo.evaluation.comparison import Comparison, of_outcomes
 from lightning_iterppo.evaluation.guards import FluencyLimits, Guard, Said, fluency, reward_hacking
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.judging import RESPONSES, judge, usable_logs
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import POLICY, REFERENCE
 from lightning_iterppo.models.tree import TokenTree

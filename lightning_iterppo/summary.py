@@ -62,7 +62,8 @@ class Summary:
     ``seconds`` counts from the start of training to its end, over all processes of a resumed run; the evaluations
     before and after are counted in ``evaluation_seconds``. ``histories_cut`` is the share of states whose history did
     not fit the window; None without a window. ``before_held_out`` and ``after_held_out`` are the second
-    figure: a kind of customer that training never meets.
+    figure: a kind of customer that training never meets. ``estimate`` is what `iterppo estimate` says, of the logs that
+    a run without a customer held back.
     """
 
     recipe: str
@@ -76,6 +77,7 @@ class Summary:
     before_held_out: Rate | None = None
     after_held_out: Rate | None = None
     logs: Rate | None = None
+    estimate: dict[str, Any] | None = None
     stop_reason: str | None = None
     histories_cut: float | None = None
     machine: dict[str, Any] = field(default_factory=dict)

@@ -198,6 +198,20 @@ def test_train_ends_with_everything_worth_knowing(operations: Operations, capsys
     assert operations.announced == "my runs/1" and "ITERPPO_RUN" not in os.environ
 
 
+def test_training_from_logs_ends_with_what_they_say(
+    operations: Operations, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {"reasons": [], "doubly_robust": {"value": 0.734, "ci95": [0.698, 0.765]}}
+    logs = {"conversations": 380, "return_mean": 0.646}
+    monkeypatch.setattr(SUMMARY, "estimate", {**said, "logs": logs})
+    assert main(["train", "shop", "-o", "run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "would earn: 0.734 (95 % interval 0.698 to 0.765), by 380 conversations" in printed
+    monkeypatch.setattr(SUMMARY, "estimate", {"reasons": ["nobody knows"]})
+    assert main(["train", "shop", "-o", "run2"]) == 0
+    assert "the logs cannot tell: nobody knows" in capsys.readouterr().out
+
+
 def test_train_json_prints_the_summary_only(operations: Operations, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--json", "-o", "run"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(SUMMARY.to_json()))

@@ -17,6 +17,7 @@ from lightning_iterppo.cli import main
 from lightning_iterppo.composition import compose, load_recipe
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.data.logs import read_conversations, write_conversations
+from lightning_iterppo.data.turns import split_conversations
 from lightning_iterppo.evaluation.comparison import Comparison, of_outcomes
 from lightning_iterppo.evaluation.rates import outcome_rate
 
@@ -207,6 +208,50 @@ def test_regret_is_what_is_lost_where_the_candidate_is_worse() -> None:
     found = Comparison.of_draws(np.array([0.3, 0.1, -0.2, 0.0]))
     assert found.expected_regret == pytest.approx(0.05)
     assert found.probability_better == pytest.approx(2.5 / 4)
+
+
+# -- at the end of training from logs alone ---------------------------------------------------------------------------
+
+OFFLINE = [
+    *("customer=none", "warm_start.epochs=0", "loop.iterations=1", "policy.learning_rate=1e-9"),
+    *("model/adaptation=lora", "loop.judge_fraction=0.75"),
+]
+
+
+def from_logs(file: Path, path: Path, *more: str) -> tuple[dict[str, Any], Path]:
+    words = [each for each in SMALL if not each.startswith(("customer", "logs"))]
+    operations.train(compose("probe", [*words, *OFFLINE, "logs=file", f"logs.path={file}", *more]), path, False)
+    summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    return summary, path
+
+
+def test_logs_that_were_held_back_judge_what_was_learnt_from_the_others(
+    logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary, run = from_logs(logs, tmp_path / "run")
+    found = summary["estimate"]
+    assert found["verdict"] == "estimated" and found["logs"]["conversations"] == round(0.75 * 90)
+    assert summary["logs"] is None, "the warm start was left out"
+    train, held = split_conversations(read_conversations(logs), 0.75, seed=1)
+    write_conversations(tmp_path / "held.jsonl", held)
+    capsys.readouterr()
+    again = printed(capsys, "estimate", run / "recipe.yaml", "--policy", run, "--data", tmp_path / "held.jsonl")
+    assert found["pdwis"]["value"] == pytest.approx(again["pdwis"]["value"], abs=1e-6)
+    assert summary["iterations"][0]["critic"]["turns"] < sum(len(talk.turns) for talk in train)
+
+
+def test_logs_of_people_are_all_learnt_from_and_say_why_they_cannot_tell(logs: Path, tmp_path: Path) -> None:
+    def alone(talk: Conversation) -> Conversation:
+        return replace(talk, turns=tuple(replace(t, suggestion=None, disposition="unassisted") for t in talk.turns))
+
+    people = changed(logs, tmp_path / "people.jsonl", alone)
+    summary, _ = from_logs(people, tmp_path / "run", "warm_start.epochs=1")
+    assert summary["estimate"]["verdict"] == "cannot tell"
+    assert "no turn has a suggestion" in summary["estimate"]["reasons"][0]
+    assert summary["logs"]["conversations"] == 90
+    assert from_logs(people, tmp_path / "second", "loop.judge_fraction=0")[0]["estimate"] is None
+    warm, _ = from_logs(people, tmp_path / "third", "sampling.temperature=0.5")
+    assert "temperature 0.5" in warm["estimate"]["reasons"][0]
 
 
 # -- promote -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""What logs say of the policy that a loop holds: nothing was trained on them, and nobody has to talk to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_iterppo.config import Recipe
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.data.turns import split_conversations
+from lightning_iterppo.errors import LogDataError
+from lightning_iterppo.evaluation.policy_value import PolicyValue, ValueSettings, policy_value
+from lightning_iterppo.evaluation.rates import outcome_rate
+from lightning_iterppo.logged_policy import UsableLogs, check_tokens, read_logs, usable
+from lightning_iterppo.loop import IterativePPOLoop
+
+#: Fresh responses in every logged state, for the mean of Q.
+RESPONSES = 4
+_NOT_WEIGHTED = (
+    "no turn has a suggestion with known log-probabilities, so nothing says whether the policy would do the same"
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A policy's value, and what of the logs was used."""
+
+    value: PolicyValue
+    logs: UsableLogs
+
+    def to_json(self) -> dict[str, Any]:
+        """What was estimated, or why nothing was, and the logs' own figures."""
+        logs = self.logs
+        return {
+            **self.value.to_json(),
+            "logs": {
+                "conversations": len(logs.conversations),
+                "censored": logs.censored,
+                "unknown_behaviour": logs.unknown_behaviour,
+                "turns": logs.turns,
+                "chosen_turns": logs.chosen_turns,
+                "return_mean": outcome_rate(logs.conversations).return_mean if logs.conversations else None,
+            },
+        }
+
+
+def usable_logs(conversations: Sequence[Conversation], loop: IterativePPOLoop) -> UsableLogs:
+    """What of conversations can be weighted.
+
+    Raises:
+        LogDataError: no outcome is known, or another model made them.
+    """
+    logs = usable(conversations)
+    if logs.censored == len(conversations):
+        raise LogDataError("none of the conversations has a known outcome, so there is nothing to estimate from")
+    check_tokens(logs.conversations, loop.renderer)
+    return logs
+
+
+def sampled_otherwise(config: Recipe) -> str | None:
+    """Why the policy of a recipe is not the one that could be judged; None if it is."""
+    if (config.sampling.temperature, config.sampling.top_p) == (1.0, 1.0):
+        return None
+    return (
+        f"the recipe samples at temperature {config.sampling.temperature:g} and top_p {config.sampling.top_p:g}, "
+        "but what is estimated is the policy at 1 and 1"
+    )
+
+
+def judge(loop: IterativePPOLoop, config: Recipe, logs: UsableLogs, responses: int) -> Judged:
+    """The value of the loop's policy as it is."""
+    settings = ValueSettings(gamma=config.critic.gamma, prior=4 * config.critic.head_prior)
+    if not logs.conversations or not logs.chosen_turns:
+        return Judged(PolicyValue.unknown([_NOT_WEIGHTED]), logs)
+    tables = read_logs(
+        loop.language_model,
+        loop.critic,
+        loop.renderer,
+        logs.conversations,
+        engine=loop.talker.engine(loop.tools.seed_of("estimate"), keep=False),
+        max_new_tokens=config.sampling.max_new_tokens,
+        responses=responses,
+        rows=max(8, config.critic.batch_conversations),
+    )
+    return Judged(policy_value(*tables, settings), logs)
+
+
+def at_the_end(
+    conversations: Sequence[Conversation], config: Recipe
+) -> tuple[Sequence[Conversation], Callable[[IterativePPOLoop], dict[str, Any]] | None]:
+    """Of the logs of a run without a customer, those to learn from, and what judges its policy by the others.
+
+    Logs of which nobody kept the log-probabilities cannot judge: all are learnt from, and the figures say why.
+    """
+    fraction = config.loop.judge_fraction
+    otherwise = sampled_otherwise(config)
+    if not 0 < round(len(conversations) * fraction) < len(conversations):
+        return conversations, None
+    if otherwise is not None or not usable(conversations).chosen_turns:
+        reason = otherwise or _NOT_WEIGHTED
+        nothing = Judged(PolicyValue.unknown([reason]), UsableLogs([], 0, 0))
+        return conversations, lambda loop: nothing.to_json()
+    train, held = split_conversations(conversations, fraction, config.seed)
+    return train, lambda loop: judge(loop, config, usable_logs(held, loop), RESPONSES).to_json()
