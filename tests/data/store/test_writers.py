@@ -1,0 +1,130 @@
+"""Several processes write into one store at once: nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_iterppo.conversation import Conversation, Suggestion, Turn
+from lightning_iterppo.data.store import ConversationStore, StoredConversations
+from lightning_iterppo.errors import IterPPOError, StoreError
+
+# Not forked: a test process has threads. Each makes the store itself, at the same time.
+PROCESSES = multiprocessing.get_context("spawn")
+
+
+def talk(number: int) -> Conversation:
+    said = f"Number {number}"
+    turns = (Turn("hi", said, Suggestion(said, (number,), (-0.5,), "v"), "accepted"), Turn("and?", "so"))
+    return Conversation(f"c-{number}", turns, policy_version="v")
+
+
+def write(url: str, first: int, barrier: Any, results: Any) -> None:
+    """Adds conversations in pieces, half of which the other writer adds too, outcomes of all, corrections of one."""
+    barrier.wait()
+    with ConversationStore(url) as store:
+        added, recorded = store.add([talk(1000)]).added, 0
+        for start in range(first, first + 80, 8):
+            # One of the two goes through a piece backwards: locks of single rows would wait for each other.
+            piece = [talk(number) for number in range(start, start + 8)]
+            added += store.add(piece[::-1] if first else piece).added
+            recorded += store.record_outcomes((each.id, 1.0) for each in piece).recorded
+            assert store.record_outcome("c-1000", float(1000 * first + start), correct=True)
+    results.put((added, recorded))
+
+
+def contradict(url: str, value: float, barrier: Any, results: Any) -> None:
+    barrier.wait()
+    with ConversationStore(url) as store:
+        try:
+            store.record_outcome("c-0", value)
+            results.put(value)
+        except StoreError:
+            results.put(None)
+
+
+def both(target: Callable[..., None], url: str, arguments: tuple[Any, Any]) -> list[Any]:
+    """What two processes say that do something at the same moment."""
+    barrier, results = PROCESSES.Barrier(2), PROCESSES.Queue()
+    started = [PROCESSES.Process(target=target, args=(url, each, barrier, results)) for each in arguments]
+    for process in started:
+        process.start()
+    found = [results.get(timeout=60) for _ in started]
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0]
+    return found
+
+
+def test_two_writers_lose_nothing_and_write_nothing_twice(url: str) -> None:
+    found = both(write, url, (0, 40))
+    assert [sum(each) for each in zip(*found, strict=True)] == [121, 120]
+    with ConversationStore(url) as store:
+        talks = {each.id: each for each in store.conversations()}
+        assert len(talks) == 121
+        for number in range(120):
+            each = talks[f"c-{number}"]
+            assert (each.outcome, each.turns[0], len(each.turns)) == (1.0, talk(number).turns[0], 2)
+            assert len(store.outcomes(each.id)) == 1
+        corrections = store.outcomes("c-1000")
+        assert [each.revision for each in corrections] == list(range(20))
+        assert len({each.value for each in corrections}) == 20 and talks["c-1000"].outcome == corrections[-1].value
+
+
+def test_of_two_outcomes_at_once_one_is_refused(url: str) -> None:
+    with ConversationStore(url) as store:
+        store.add([talk(0)])
+        found = both(contradict, url, (0.0, 1.0))
+        (kept,) = [value for value in found if value is not None]
+        assert [outcome.value for outcome in store.outcomes("c-0")] == [kept]
+
+
+def test_whoever_waits_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "store.db")
+    with ConversationStore(url) as store, store.database.writing():
+        monkeypatch.setattr("lightning_iterppo.data.store.database.PATIENCE", 0.1)
+        with ConversationStore(url, create=False) as other:
+            assert list(other.conversations()) == []  # who reads does not wait
+            with pytest.raises(StoreError, match=r"store\.db: somebody else has been writing for 0\.1 seconds"):
+                other.add([talk(0)])
+
+
+def test_a_writer_of_postgresql_who_waits_too_long_is_told(postgresql: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = postgresql.new_database()
+    with ConversationStore(url) as store, store.database.writing():
+        monkeypatch.setattr("lightning_iterppo.data.store.database.PATIENCE", 1.0)
+        with (
+            ConversationStore(url, create=False) as other,
+            pytest.raises(StoreError, match="somebody else has been writing for 1 seconds"),
+        ):
+            other.add([talk(0)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_has_connections_of_its_own(url: str) -> None:
+    with ConversationStore(url) as store:
+        store.add([talk(number) for number in range(3)])
+        logs = StoredConversations(url)
+        assert logs[0] == talk(0)
+        child = os.fork()
+        if child == 0:
+            # Not `sys.exit`: the test's own end is the parent's.
+            try:
+                os._exit(0 if logs[1] == talk(1) and store.add([talk(3)]).added == 1 else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert logs[2] == talk(2) and len(list(store.conversations())) == 4
+
+
+def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(IterPPOError) as caught:
+        ConversationStore(f"postgresql://me:secret@/none?host={tmp_path}")
+    said = str(caught.value)
+    assert "\n" not in said and "secret" not in said and "postgresql://me:***@/none" in said
