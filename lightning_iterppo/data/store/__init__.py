@@ -1,7 +1,7 @@
 """The conversation store: conversations and what became of them in a database, SQLite or PostgreSQL.
 
-`ConversationStore` writes and reads; `StoredConversations` is what is in one, as logs that stay where they are. Both
-are loaded when they are asked for: the packages they need are those of the extra ``store``.
+`ConversationStore` writes and reads; `StoredConversations` is what is in one, as logs that stay where they are. What is
+named here is loaded when it is asked for: the packages it needs are those of the extra ``store``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from lightning_iterppo.extras import need
 
 if TYPE_CHECKING:
     from lightning_iterppo.data.store.conversation_store import ConversationStore
+    from lightning_iterppo.data.store.figures import store_figures
+    from lightning_iterppo.data.store.schema import upgrade_store
     from lightning_iterppo.data.store.stored import StoredConversations
 
-__all__ = ["ConversationStore", "StoredConversations"]
+__all__ = ["ConversationStore", "StoredConversations", "store_figures", "upgrade_store"]
 
-_HOMES = {"ConversationStore": "conversation_store", "StoredConversations": "stored"}
+_HOMES = {
+    "ConversationStore": "conversation_store",
+    "StoredConversations": "stored",
+    "store_figures": "figures",
+    "upgrade_store": "schema",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,15 @@ from lightning_iterppo.errors import ConfigError, StoreError
 
 #: Where the form is written down. Not Alembic's default: an application beside the store may use that.
 VERSION_TABLE: Final = "iterppo_store"
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """A store, without a password, the form that it had, and the form that it has."""
+
+    store: str
+    form_before: str
+    form: str
 
 
 def version_of(connection: Connection) -> str | None:
@@ -61,13 +71,21 @@ def prepare(database: Database, *, create: bool) -> None:
             _migrate(connection)
 
 
-def upgrade(database: Database) -> tuple[str, str]:
-    """Brings a store to today's form; gives the form that it had and the one that it has.
+def upgrade_store(url: str) -> Upgrade:
+    """Brings a store to today's form.
 
     Raises:
         StoreError: there is no store.
         ConfigError: it is of a newer form.
     """
+    database = Database(url)
+    try:
+        return _upgraded(database)
+    finally:
+        database.close()
+
+
+def _upgraded(database: Database) -> Upgrade:
     if database.file is not None and not database.file.is_file():
         raise _none(database)
     with database.writing() as connection:
@@ -77,7 +95,7 @@ def upgrade(database: Database) -> tuple[str, str]:
         if before not in _known_versions():
             raise _other(database, before)
         _migrate(connection)
-    return before, newest_version()
+    return Upgrade(str(database), before, newest_version())
 
 
 def _none(database: Database) -> StoreError:

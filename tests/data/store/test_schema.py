@@ -46,10 +46,12 @@ def test_an_older_store_is_upgraded_when_that_is_said(url: str, talk: Callable[.
     with pytest.raises(ConfigError) as caught:
         ConversationStore(url)
     assert "older form 0001" in str(caught.value) and "run `iterppo store upgrade " in str(caught.value)
-    assert schema.upgrade(database) == ("0001", schema.newest_version())
+    made = schema.upgrade_store(url)
+    assert (made.form_before, made.form) == ("0001", schema.newest_version())
     with ConversationStore(url) as store:
         store.add([talk()])
-        assert schema.upgrade(database) == (schema.newest_version(), schema.newest_version())
+        again = schema.upgrade_store(url)
+        assert again.form_before == again.form == schema.newest_version()
         assert list(store.conversations()) == [talk()]
         with pytest.raises(sa.exc.IntegrityError, match="append-only"), database.writing() as connection:
             connection.exec_driver_sql("DELETE FROM turns")
@@ -59,7 +61,7 @@ def test_an_older_store_is_upgraded_when_that_is_said(url: str, talk: Callable[.
 def test_a_newer_store_is_refused(url: str) -> None:
     with ConversationStore(url) as store, store.database.writing() as connection:
         connection.exec_driver_sql(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0999'")
-    for use in (ConversationStore, lambda each: schema.upgrade(Database(each))):
+    for use in (ConversationStore, schema.upgrade_store):
         with pytest.raises(ConfigError, match=r"of the form 0999, which this version .* is too old for"):
             use(url)
 
@@ -80,7 +82,7 @@ def test_what_is_no_store_is_not_changed(tmp_path: Path) -> None:
     assert text.read_text().startswith("no database")
     for missing in (base, tmp_path / "none.db"):
         with pytest.raises(StoreError, match="there is no store"):
-            schema.upgrade(Database(str(missing)))
+            schema.upgrade_store(str(missing))
 
 
 def test_other_tables_may_lie_beside_it(url: str, talk: Callable[..., Conversation]) -> None:
