@@ -2,67 +2,52 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import json
 import os
-from collections.abc import Callable
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_iterppo.conversation import Conversation, Suggestion, Turn
 from lightning_iterppo.data.store import ConversationStore, StoredConversations
 from lightning_iterppo.errors import IterPPOError, StoreError
 
-# Not forked: a test process has threads. Each makes the store itself, at the same time.
-PROCESSES = multiprocessing.get_context("spawn")
+WRITER = Path(__file__).with_name("writer.py")
 
 
-def talk(number: int) -> Conversation:
-    said = f"Number {number}"
-    turns = (Turn("hi", said, Suggestion(said, (number,), (-0.5,), "v"), "accepted"), Turn("and?", "so"))
-    return Conversation(f"c-{number}", turns, policy_version="v")
+@pytest.fixture(scope="module")
+def talk() -> Any:
+    """The conversation of a number, as the processes make it."""
+    return runpy.run_path(str(WRITER))["talk"]
 
 
-def write(url: str, first: int, barrier: Any, results: Any) -> None:
-    """Adds conversations in pieces, half of which the other writer adds too, outcomes of all, corrections of one."""
-    barrier.wait()
-    with ConversationStore(url) as store:
-        added, recorded = store.add([talk(1000)]).added, 0
-        for start in range(first, first + 80, 8):
-            # One of the two goes through a piece backwards: locks of single rows would wait for each other.
-            piece = [talk(number) for number in range(start, start + 8)]
-            added += store.add(piece[::-1] if first else piece).added
-            recorded += store.record_outcomes((each.id, 1.0) for each in piece).recorded
-            assert store.record_outcome("c-1000", float(1000 * first + start), correct=True)
-    results.put((added, recorded))
-
-
-def contradict(url: str, value: float, barrier: Any, results: Any) -> None:
-    barrier.wait()
-    with ConversationStore(url) as store:
-        try:
-            store.record_outcome("c-0", value)
-            results.put(value)
-        except StoreError:
-            results.put(None)
-
-
-def both(target: Callable[..., None], url: str, arguments: tuple[Any, Any]) -> list[Any]:
+def both(work: str, url: str, arguments: tuple[int, int]) -> list[Any]:
     """What two processes say that do something at the same moment."""
-    barrier, results = PROCESSES.Barrier(2), PROCESSES.Queue()
-    started = [PROCESSES.Process(target=target, args=(url, each, barrier, results)) for each in arguments]
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(WRITER), work, url, str(each)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for each in arguments
+    ]
     for process in started:
-        process.start()
-    found = [results.get(timeout=60) for _ in started]
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for process in started:
-        process.join()
-    assert [process.exitcode for process in started] == [0, 0]
-    return found
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    return list(map(json.loads, said))
 
 
-def test_two_writers_lose_nothing_and_write_nothing_twice(url: str) -> None:
-    found = both(write, url, (0, 40))
+def test_two_writers_lose_nothing_and_write_nothing_twice(url: str, talk: Any) -> None:
+    found = both("write", url, (0, 40))
     assert [sum(each) for each in zip(*found, strict=True)] == [121, 120]
     with ConversationStore(url) as store:
         talks = {each.id: each for each in store.conversations()}
@@ -76,15 +61,15 @@ def test_two_writers_lose_nothing_and_write_nothing_twice(url: str) -> None:
         assert len({each.value for each in corrections}) == 20 and talks["c-1000"].outcome == corrections[-1].value
 
 
-def test_of_two_outcomes_at_once_one_is_refused(url: str) -> None:
+def test_of_two_outcomes_at_once_one_is_refused(url: str, talk: Any) -> None:
     with ConversationStore(url) as store:
         store.add([talk(0)])
-        found = both(contradict, url, (0.0, 1.0))
+        found = both("contradict", url, (0, 1))
         (kept,) = [value for value in found if value is not None]
         assert [outcome.value for outcome in store.outcomes("c-0")] == [kept]
 
 
-def test_whoever_waits_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_waits_too_long_is_told(tmp_path: Path, talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "store.db")
     with ConversationStore(url) as store, store.database.writing():
         monkeypatch.setattr("lightning_iterppo.data.store.database.PATIENCE", 0.1)
@@ -94,7 +79,9 @@ def test_whoever_waits_too_long_is_told(tmp_path: Path, monkeypatch: pytest.Monk
                 other.add([talk(0)])
 
 
-def test_a_writer_of_postgresql_who_waits_too_long_is_told(postgresql: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_of_postgresql_who_waits_too_long_is_told(
+    postgresql: Any, talk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = postgresql.new_database()
     with ConversationStore(url) as store, store.database.writing():
         monkeypatch.setattr("lightning_iterppo.data.store.database.PATIENCE", 1.0)
@@ -106,7 +93,7 @@ def test_a_writer_of_postgresql_who_waits_too_long_is_told(postgresql: Any, monk
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_has_connections_of_its_own(url: str) -> None:
+def test_a_forked_process_has_connections_of_its_own(url: str, talk: Any) -> None:
     with ConversationStore(url) as store:
         store.add([talk(number) for number in range(3)])
         logs = StoredConversations(url)
