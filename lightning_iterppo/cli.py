@@ -188,7 +188,14 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     cli_store.add_subcommands(store)
 
     fit = add("fit-critic", commands.fit_critic, "only the critic, from logs; prints its calibration on held-out ones")
-    fit.add_argument("--data", type=Path, nargs="+", metavar="FILE", required=True, help="logs, ours or the chat form")
+    fit.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="logs, ours or the chat form; default: the logs of the recipe, e.g. logs=store logs.url=URL",
+    )
     fit.add_argument("--validation", type=Path, nargs="+", metavar="FILE", default=[], help="logs to hold out instead")
     add_output(fit, "where the critic goes", "DIR")
     add_json(fit)
