@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 from alembic import command
 
-from lightning_iterppo.cli import main
+from lightning_iterppo.cli import _parse, main
 from lightning_iterppo.conversation import Conversation, Suggestion, Turn
 from lightning_iterppo.data.logs import read_conversations, write_conversations
 from lightning_iterppo.data.store import ConversationStore, schema
@@ -191,6 +193,14 @@ def test_mistakes_are_one_line_and_leave_nothing(here: Path, fails: Callable[...
         assert said in found and "secret" not in found, words
     assert says("show", "s.db")["conversations"] == 1
     assert not (here / "x.jsonl").exists() and not (here / "none.db").exists()
+
+
+def test_the_commands_of_the_page_are_commands() -> None:
+    page = Path(__file__).resolve().parents[3] / "docs" / "store.md"
+    lines = re.findall(r"^(iterppo .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) > 5
+    for line in lines:
+        _parse(shlex.split(line, comments=True)[1:])
 
 
 def test_a_traceback_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,20 @@ def test_of_two_outcomes_at_once_one_is_refused(url: str, talk: Any) -> None:
         assert [outcome.value for outcome in store.outcomes("c-0")] == [kept]
 
 
+def test_a_writer_that_is_killed_leaves_nothing(url: str, talk: Any) -> None:
+    with ConversationStore(url) as store:
+        store.add([talk(1)])
+        words = [sys.executable, str(WRITER), "hang", url, "1200"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "hanging\n"]
+            process.kill()
+        assert list(store.conversations()) == [talk(1)]
+        assert store.add([talk(1), talk(2)]).added == 1
+
+
 def test_whoever_waits_too_long_is_told(tmp_path: Path, talk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     url = str(tmp_path / "store.db")
     with ConversationStore(url) as store, store.database.writing():

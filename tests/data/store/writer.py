@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from lightning_iterppo.conversation import Conversation, Suggestion, Turn
@@ -40,8 +42,21 @@ def contradict(url: str, value: int) -> int | None:
     return value
 
 
+def hang(url: str, count: int) -> None:
+    """Adds conversations, and stops in the middle of it for ever."""
+
+    def endless() -> Iterator[Conversation]:
+        yield from map(talk, range(count))
+        print("hanging", flush=True)
+        while True:
+            time.sleep(1)
+
+    with ConversationStore(url) as store:
+        store.add(endless())
+
+
 if __name__ == "__main__":
-    work: Any = {"write": write, "contradict": contradict}[sys.argv[1]]
+    work: Any = {"write": write, "contradict": contradict, "hang": hang}[sys.argv[1]]
     print("ready", flush=True)
     sys.stdin.readline()
     print(json.dumps(work(sys.argv[2], int(sys.argv[3]))))
