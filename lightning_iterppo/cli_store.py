@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lightning_iterppo import cli_output as output
 from lightning_iterppo.cli_commands import Command, Job, need_files, need_fresh_output
+from lightning_iterppo.cli_import import conversations_progress
 from lightning_iterppo.conversation import Conversation, Disposition
 from lightning_iterppo.errors import LogDataError, LogFormatError
 
@@ -58,28 +59,37 @@ def add(arguments: argparse.Namespace, job: Job) -> int:
 
     need_files(arguments.files)
     with ConversationStore(arguments.url) as store:
-        found = store.add(_conversations(arguments.files))
+        with conversations_progress("adding") as moved:
+            found = store.add(_conversations(arguments.files, moved))
         output.figures({"store": str(store), **asdict(found)}, arguments.json)
     return 0
 
 
-def _conversations(files: Iterable[Path]) -> Iterator[Conversation]:
+def _conversations(files: Sequence[Path], moved: Callable[[float, int], None]) -> Iterator[Conversation]:
     """Those of all files.
+
+    Args:
+        files: which.
+        moved: is told the share that was read, and how many conversations.
 
     Raises:
         LogFormatError: a line is not a conversation or has no id, or a file holds none.
     """
     from lightning_iterppo.data.logs import numbered_conversations
 
+    total, before, count = max(1, sum(file.stat().st_size for file in files)), 0, 0
     for file in files:
         empty = True
-        for number, _, conversation in numbered_conversations(file):
+        for number, offset, conversation in numbered_conversations(file):
             if not conversation.id:
                 raise LogFormatError(file, number, "no id, by which outcomes are joined; `iterppo import` gives one")
             empty = False
             yield conversation
+            count += 1
+            moved((before + offset) / total, count)
         if empty:
             raise LogFormatError(file, 0, "the file holds no conversation")
+        before += file.stat().st_size
 
 
 def outcomes(arguments: argparse.Namespace, job: Job) -> int:
