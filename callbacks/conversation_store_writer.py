@@ -53,6 +53,7 @@ class ConversationStoreWriter(OuterCallback):
         self.store: ConversationStore = ConversationStore(url)
         self.run = run
         self._waiting: int | None = None  # the iteration whose conversations are yet to be written
+        self._talked: int | None = None  # the newest in which there were any
         self._resumed = False
 
     def on_run_start(self, loop: IterativePPOLoop) -> None:
@@ -71,7 +72,7 @@ class ConversationStoreWriter(OuterCallback):
 
     def on_collect_end(self, loop: IterativePPOLoop) -> None:
         """Remembers, together with the conversations that the loop saves now, that they are to be written."""
-        self._waiting = loop.progress.iteration
+        self._waiting = self._talked = loop.progress.iteration
 
     def on_critic_fit_end(self, loop: IterativePPOLoop) -> None:
         """Writes them; in a run that learns from logs alone there are none."""
@@ -87,7 +88,8 @@ class ConversationStoreWriter(OuterCallback):
             return
         record = loop.summary.iterations[-1]
         assert self.run is not None, "the run was named when it began"
-        version = None if record.collected is None else self._named(f"iteration-{record.iteration:03d}")
+        talked = record.iteration == self._talked  # else it learnt from logs
+        version = self._named(f"iteration-{record.iteration:03d}") if talked else None
         self.store.add_iteration(self.run, record.iteration, asdict(record), policy_version=version)
 
     def on_run_end(self, loop: IterativePPOLoop) -> None:
@@ -99,12 +101,13 @@ class ConversationStoreWriter(OuterCallback):
         self.store.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's name, and what is yet to be written."""
-        return {"run": self.run, "waiting": self._waiting}
+        """The run's name, what is yet to be written, and in which iteration the policy has talked."""
+        return {"run": self.run, "waiting": self._waiting, "talked": self._talked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
-        self.run, self._waiting = state_dict["run"], state_dict["waiting"]
+        self.run = state_dict["run"]
+        self._waiting, self._talked = state_dict["waiting"], state_dict["talked"]
         self._resumed = True
 
     def _taken(self, run: str) -> bool:

@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -26,30 +27,34 @@ def programs() -> Path | None:
     return None if initdb is None else Path(initdb).parent
 
 
+def skip(reason: str) -> NoReturn:
+    """Skips, and says so at the end too, where reasons are shown only if they are asked for."""
+    warnings.warn(f"the store was tested on SQLite only: {reason}", pytest.PytestWarning, stacklevel=2)
+    pytest.skip(reason)
+
+
 @dataclass
 class Server:
     """A running PostgreSQL, which listens on a socket in its directory and nowhere else."""
 
     place: Path
 
-    def url(self, database: str = "postgres") -> str:
-        return f"postgresql://tester@/{database}?host={self.place}"
-
     def new_database(self) -> str:
-        """The URL of an empty database."""
+        """The URL of an empty schema: a database of its own for each test would be thousands of files."""
         import psycopg
 
         name = f"store_{uuid.uuid4().hex[:12]}"
-        with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
-        return self.url(name)
+        url = f"postgresql://tester@/postgres?host={self.place}"
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"CREATE SCHEMA {name}")  # type: ignore[call-overload]
+        return f"{url}&options=-csearch_path%3D{name}"
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[Server]:
     where = programs()
     if where is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
+        skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
     who: dict[str, Any] = {}
     # Not pytest's temporary directory: only its owner may enter that, and its path is too long for a socket.
     place = Path(tempfile.mkdtemp(prefix="pg-"))
@@ -60,7 +65,7 @@ def postgresql() -> Iterator[Server]:
             (name for name in ("postgres", "nobody") if name in {each.pw_name for each in pwd.getpwall()}), None
         )
         if user is None:
-            pytest.skip("PostgreSQL does not run as root, and there is neither a user postgres nor nobody")
+            skip("PostgreSQL does not run as root, and there is neither a user postgres nor nobody")
         shutil.chown(place, user)
         who = {"user": user, "extra_groups": []}
     data, log = place / "data", place / "log"
