@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from lightning_iterppo.callbacks.adaptive_kl import AdaptiveKL
 from lightning_iterppo.callbacks.conversation_logger import ConversationLogger
+from lightning_iterppo.callbacks.conversation_store_writer import ConversationStoreWriter
 from lightning_iterppo.callbacks.iteration_checkpoint import IterationCheckpoint
 from lightning_iterppo.callbacks.outer import OuterCallback
 from lightning_iterppo.callbacks.rich_progress import RichProgress
@@ -16,6 +17,7 @@ from lightning_iterppo.callbacks.throughput_monitor import ThroughputMonitor
 __all__ = [
     "AdaptiveKL",
     "ConversationLogger",
+    "ConversationStoreWriter",
     "IterationCheckpoint",
     "OuterCallback",
     "RichProgress",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
@@ -14,6 +14,7 @@ from lightning_iterppo.config import Recipe
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.customers import Customer
+from lightning_iterppo.data.conversation_file import ConversationFile
 from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.data.trees import check_returns
 from lightning_iterppo.errors import ConfigError, CustomerError
@@ -158,7 +159,18 @@ def customer_factory(spec: dict[str, Any], where: str) -> Callable[[], Customer]
 
 
 def load_logs(config: Recipe) -> list[Conversation]:
-    """The conversations for the warm start; none when the recipe has none.
+    """The conversations for the warm start, in memory; none when the recipe has none.
+
+    Raises:
+        LogFormatError: a file's line is not a conversation.
+    """
+    if "path" in config.logs:
+        return read_conversations(config.logs["path"])
+    return list(open_logs(config))
+
+
+def open_logs(config: Recipe) -> Sequence[Conversation]:
+    """The same, where they are: those of files and of a store are read when they are asked for.
 
     Raises:
         LogFormatError: a file's line is not a conversation.
@@ -166,9 +178,9 @@ def load_logs(config: Recipe) -> list[Conversation]:
     if not config.logs:
         return []
     if "path" in config.logs:
-        return read_conversations(config.logs["path"])
-    found: list[Conversation] = list(instantiate(config.logs, "logs", seed=config.seed))
-    return found
+        return ConversationFile(config.logs["path"])
+    found = instantiate(config.logs, "logs", seed=config.seed)
+    return found if isinstance(found, Sequence) else list(found)
 
 
 def _settings(config: Recipe) -> LoopSettings:

@@ -16,12 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from lightning_iterppo import cli_attribution
+from lightning_iterppo import cli_attribution, cli_store
 from lightning_iterppo import cli_commands as commands
 from lightning_iterppo.cli_errors import explain, was_interrupted
 from lightning_iterppo.cli_estimate import add_off_policy
 from lightning_iterppo.cli_import import add_options, import_logs
 from lightning_iterppo.cli_output import main_process, quoted
+from lightning_iterppo.data.store.urls import without_password
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.recipe_files import nearest
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:
         if debug:
-            traceback.print_exception(type(error), error, error.__traceback__)
+            _trace(error)
         text = explain(error, job.run, job.resumable)
         if text is None:
             name, detail = type(error).__name__, " ".join(str(error).split())
@@ -84,12 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(text: str) -> None:
     """One line on standard error; a process beside the first says which it is."""
     rank = "" if main_process() else f" (process {os.environ.get('LOCAL_RANK')})"
-    print(f"iterppo{rank}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"iterppo{rank}: {without_password(' '.join(text.split()))}", file=sys.stderr, flush=True)
+
+
+def _trace(error: BaseException) -> None:
+    """A traceback, in which a password of a URL has no place either."""
+    print(without_password("".join(traceback.format_exception(error))), end="", file=sys.stderr, flush=True)
 
 
 def _stopped(error: BaseException, job: commands.Job, code: int) -> int:
     if job.debug:
-        traceback.print_exception(type(error), error, error.__traceback__)
+        _trace(error)
     if main_process():
         again = f"; go on with: iterppo train --resume {quoted(job.run)}" if job.run and job.resumable else ""
         _complain(f"stopped{again}")
@@ -181,8 +187,18 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     add_options(bring)
     add_json(bring)
 
+    store = add("store", cli_store.show, "logs in a database, and outcomes that come later", recipe=False)
+    cli_store.add_subcommands(store)
+
     fit = add("fit-critic", commands.fit_critic, "only the critic, from logs; prints its calibration on held-out ones")
-    fit.add_argument("--data", type=Path, nargs="+", metavar="FILE", required=True, help="logs, ours or the chat form")
+    fit.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="logs, ours or the chat form; default: the logs of the recipe, e.g. logs=store logs.url=URL",
+    )
     fit.add_argument("--validation", type=Path, nargs="+", metavar="FILE", default=[], help="logs to hold out instead")
     add_policy(fit, "the policy whose trunk the critic starts from")
     add_output(fit, "where the critic goes", "DIR")

@@ -90,6 +90,8 @@ def fit_critic(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo fit-critic`."""
     config = _config(arguments)
     need_files([*arguments.data, *arguments.validation])
+    if not arguments.data and not config.logs:
+        raise ConfigError("there are no logs: give --data FILE…, or those of a store, logs=store logs.url=URL")
     _need_policy(arguments.policy)
     need_fresh_output(arguments.output)
     data = (arguments.data, arguments.validation)

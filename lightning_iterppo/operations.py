@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from lightning_iterppo.build import build_loop, instantiate_named, load_language_model
+from lightning_iterppo.build import build_loop, instantiate_named, load_language_model, open_logs
 from lightning_iterppo.composition import load_recipe, to_yaml
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.conversation import Conversation
@@ -135,12 +135,19 @@ def fit_critic(
 ) -> dict[str, Any]:
     """Q from logs alone, into a directory; its trunk starts from a policy's, or from the recipe's model.
 
+    Args:
+        config: the recipe.
+        data: files of logs; without any the recipe's own logs are taken, which may be those of a store.
+        validation: files of logs to hold out.
+        output: the directory.
+        policy: whose trunk the critic starts from; None is the recipe's model as it is.
+
     Raises:
         LogFormatError: a line of a file is not a conversation.
         RunDirectoryError: the directory is not empty, or there is no such policy.
     """
     _refuse_full(output)
-    logs = ConversationFile(data)
+    logs = ConversationFile(data) if data else open_logs(config)
     held = ConversationFile(validation) if validation else None
     recipe = to_yaml(config)
     loop = build_loop(without_logs(config), kept=False)

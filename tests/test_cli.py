@@ -147,7 +147,7 @@ def test_help_lists_what_works_and_nothing_else(capsys: pytest.CaptureFixture[st
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
     names = ("train", "collect", "fit-critic", "score", "improve", "evaluate", "estimate", "promote", "export")
-    names = (*names, "import", "attribute", "recipes", "show", "doctor")
+    names = (*names, "import", "store", "attribute", "recipes", "show", "doctor")
     for name in names:
         assert f"\n    {name}" in printed
         assert main([name, "--help"]) == 0

@@ -59,7 +59,12 @@ def test_every_recipe_composes_and_has_a_description() -> None:
 
 
 def test_every_group_has_two_members_and_every_option_composes() -> None:
-    needs = {"model=hub": ["model.id=some/model"], "logs=file": ["logs.path=x.jsonl"]}
+    needs = {
+        "model=hub": ["model.id=some/model"],
+        "logs=file": ["logs.path=x.jsonl"],
+        "logs=store": ["logs.url=x.db"],
+        "callbacks=store": ["callbacks.store.url=x.db"],
+    }
     for group, options in available_groups().items():
         assert len(options) >= 2, group
         for option in options:
@@ -251,6 +256,10 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("shop", "logs=file", ["logs.path", "add logs.path="]),
         ("shop", "logs.path=3", ["logs.path", "a file or a list of files"]),
         ("persuasion", "seed=1", ["logs.path", "add logs.path="]),
+        ("shop", "logs=store", ["logs.url", "add logs.url="]),
+        ("shop", "callbacks=store", ["callbacks.store.url", "add callbacks.store.url="]),
+        ("shop", "logs.url=postgresql://me:pw@h/x", ["logs.url is postgresql://me:***@h/x", "PGPASSWORD"]),
+        ("shop", "callbacks.x.url=postgresql://me:pw@h/x", ["callbacks.x.url is postgresql://me:***@h/x"]),
         ("shop", "callbacks.x=3", ["callbacks.x"]),
         ("shop", "callbacks.x.depth=3", ["callbacks.x._target_ is missing"]),
         ("shop", "~callbacks.progres", ["callbacks.progres", "did you mean progress?"]),

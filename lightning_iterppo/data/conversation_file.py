@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,19 +71,32 @@ class ConversationFile(Sequence[Conversation]):
         return found
 
 
+@runtime_checkable
+class Surveyed(Protocol):
+    """Conversations of which something is known without reading them: a `ConversationFile`, `StoredConversations`."""
+
+    @property
+    def turns(self) -> NDArray[np.int32]:
+        """Turns of each conversation."""
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Whether the outcome of each is known."""
+
+
 def outcomes_known(conversations: Sequence[Conversation]) -> NDArray[np.bool_]:
-    """Whether the outcome of each conversation is known, without reading those of a file."""
+    """Whether the outcome of each conversation is known, without reading those that are `Surveyed`."""
     if isinstance(conversations, View):
         return outcomes_known(conversations.items)[conversations.rows]
-    if isinstance(conversations, ConversationFile):
+    if isinstance(conversations, Surveyed):
         return conversations.known
     return np.array([conversation.outcome is not None for conversation in conversations], dtype=np.bool_)
 
 
 def turn_counts(conversations: Sequence[Conversation]) -> NDArray[np.int32]:
-    """Turns of each conversation, without reading those of a file."""
+    """Turns of each conversation, without reading those that are `Surveyed`."""
     if isinstance(conversations, View):
         return turn_counts(conversations.items)[conversations.rows]
-    if isinstance(conversations, ConversationFile):
+    if isinstance(conversations, Surveyed):
         return conversations.turns
     return np.array([len(conversation.turns) for conversation in conversations], dtype=np.int32)

@@ -76,4 +76,14 @@ def read_conversations(paths: str | Path | Iterable[str | Path]) -> list[Convers
 
 def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> None:
     """One conversation a line; the file is whole or not there."""
-    write_lines_atomically(path, (json.dumps(c.to_json(), ensure_ascii=False) for c in conversations))
+    write_lines_atomically(path, map(_line, conversations))
+
+
+def _line(conversation: Conversation) -> str:
+    record = conversation.to_json()
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can only write as an escape
+        return json.dumps(record)
+    return line

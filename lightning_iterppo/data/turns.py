@@ -37,7 +37,7 @@ def split_conversations(
 ) -> tuple[Sequence[Conversation], Sequence[Conversation]]:
     """Training and validation conversations: whole ones, so that no turn of a validation conversation was trained on.
 
-    Both are lists of a list's conversations, and read nothing of a `ConversationFile`'s.
+    Both are lists of a list's conversations, and read nothing of those that stay where they are.
 
     Raises:
         ValueError: the fraction leaves one side empty.
@@ -108,7 +108,8 @@ class _Listed(Dataset[LoggedTree]):
 class TurnDataModule(pl.LightningDataModule):
     """Conversations for `QCritic` and `WarmStart`.
 
-    Of a `ConversationFile` it holds some bytes a conversation, and the trees that `LoggedTrees` keeps.
+    Of conversations that stay where they are (`ConversationFile`, `StoredConversations`) it holds some bytes each, and
+    the trees that `LoggedTrees` keeps.
 
     Args:
         train: conversations to learn from.

@@ -37,12 +37,20 @@ def outcome_rate(conversations: Sequence[Conversation]) -> Rate:
     outcomes = [c.outcome for c in conversations if c.outcome is not None]
     if not outcomes:
         raise ValueError("no conversation has a known outcome")
-    successes = sum(outcome > 0 for outcome in outcomes)
+    return counted_rate(sum(outcome > 0 for outcome in outcomes), len(outcomes), sum(outcomes))
+
+
+def counted_rate(successes: int, conversations: int, total: float) -> Rate:
+    """The same from counts: of conversations with a known outcome, those above 0 and all, and the sum of the outcomes.
+
+    Raises:
+        ValueError: there is none.
+    """
     return Rate(
-        outcome_rate=successes / len(outcomes),
-        ci95=wilson_interval(successes, len(outcomes)),
-        conversations=len(outcomes),
-        return_mean=sum(outcomes) / len(outcomes),
+        outcome_rate=successes / max(conversations, 1),
+        ci95=wilson_interval(successes, conversations),
+        conversations=conversations,
+        return_mean=total / conversations,
     )
 
 

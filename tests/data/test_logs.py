@@ -80,3 +80,10 @@ def test_a_file_that_is_missing_or_empty(tmp_path: Path) -> None:
     empty.write_text("\n")
     with pytest.raises(LogFormatError, match="no conversation"):
         read_conversations(empty)
+
+
+def test_half_of_a_surrogate_pair_is_written_as_json_can(tmp_path: Path) -> None:
+    made = [Conversation("ä", (Turn("ü", "half \udc80"),)), Conversation("b", (Turn("ü", "€"),))]
+    write_conversations(tmp_path / "logs.jsonl", made)
+    assert read_conversations(tmp_path / "logs.jsonl") == made
+    assert "half \\udc80" in (tmp_path / "logs.jsonl").read_text(encoding="utf-8")

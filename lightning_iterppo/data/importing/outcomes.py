@@ -42,7 +42,7 @@ class DelayedOutcomes:
         elif path.suffix in (".jsonl", ".json", ".ndjson"):
             records = ((place, record) for place, record, _ in json_lines(path))
         else:
-            raise ConfigError(f"--outcomes {path}: a .csv or a .jsonl file was expected")
+            raise ConfigError(f"outcomes {path}: a .csv or a .jsonl file was expected")
         columns = mapping.outcomes
         for place, record in records:
             try:

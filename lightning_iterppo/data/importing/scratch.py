@@ -65,6 +65,12 @@ class Scratch:
             self._base.execute("UPDATE outcomes SET met = 1 WHERE id = ?", (name,))
             return float(found[0]), str(found[1])
 
+    def outcomes(self) -> Iterator[tuple[str, float]]:
+        """All delayed outcomes, by the id."""
+        with _disk():
+            for name, outcome in self._base.execute("SELECT id, outcome FROM outcomes ORDER BY id"):
+                yield str(name), float(outcome)
+
     def outcomes_not_met(self) -> int:
         """Delayed outcomes that nobody took."""
         (count,) = self._base.execute("SELECT count(*) FROM outcomes WHERE NOT met").fetchone()
