@@ -83,3 +83,16 @@ def test_the_tables_say_what_was_recorded(regime: str) -> None:
 def test_the_plots_are_there() -> None:
     for name in re.findall(r"images/(learning-\w+\.svg)", PAGE):
         assert (ROOT / "docs" / "images" / name).is_file()
+
+
+def test_the_readme_says_the_same() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = rows(marked("few"))
+    others = {"PPO": "trajectory-ppo", "GRPO": "grpo", "iterative": "iterative-ppo", "the": None}
+    for line in readme.partition("| | shop | questions | haggling |")[2].splitlines()[2:6]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        method = others[cells[0].split()[0]]
+        for task, cell in zip(("shop", "questions", "haggling"), cells[1:], strict=True):
+            means = {name: float(row["mean"]) for (place, name), row in shown.items() if place == task}
+            expected = means[method] if method else max(v for name, v in means.items() if name != "iterative-ppo")
+            assert float(cell.split()[0]) == expected
