@@ -82,6 +82,11 @@ def others() -> list[str]:
         own, times = critic["sides"]["ours"], critic["ratio"]
         rate = f"{own['others'][0]['turns'] / statistics.median(own['seconds']):.1f} turns/s"
         rows.append(row("critic fit over transformers' Trainer", rate, spread(*times), "≥ 2 ×", times[0] >= 2))
+    if padding := read("padding"):
+        own = padding["sides"]["trimmed"]
+        shown = f"{statistics.median(own['seconds']):.1f} s, {own['peak_memory_bytes'] / 1e9:.2f} GB"
+        times = f"{spread(*padding['ratio'])}, {padding['memory']:.2f} × memory"
+        rows.append(f"| imitating the shop's logs, short rows apart over padded | {shown} | {times} | – | – |")
     collect = read("collect") or {}
     for part, title, goal in (
         ("collection", "model.generate of the same policy", 3.0),
