@@ -53,7 +53,7 @@ $(PEERS)/.installed: $(STAMP)
 
 test-slow: $(PEERS)/.installed
 	$(BIN)/python -m pytest -m slow --ignore $(INDEPENDENT) $(ARGS)
-	$(PEERS)/bin/python -m pytest -m slow $(INDEPENDENT) $(ARGS)
+	$(PEERS)/bin/python -m pytest -m slow $(INDEPENDENT)
 
 # Some minutes, most of them TRL's.
 bench-smoke: install

@@ -246,7 +246,7 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         bounds = make_objective(critic.loss, critic.low, critic.high).bounds  # type: ignore[arg-type]
         check_returns(logs, critic.gamma, bounds)
     parts = build_parts(config)
-    learnt, estimate = at_the_end(logs, config) if kept and not config.customer else (logs, None)
+    learnt, estimate = at_the_end(logs, config, parts.renderer) if kept and not config.customer else (logs, None)
     return IterativePPOLoop(
         language_model=parts.model,
         policy=parts.policy,

@@ -14,6 +14,7 @@ from lightning_iterppo.evaluation.policy_value import PolicyValue, ValueSettings
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.logged_policy import UsableLogs, check_tokens, read_logs, usable
 from lightning_iterppo.loop import IterativePPOLoop
+from lightning_iterppo.models.rendering import ChatRenderer
 
 #: Fresh responses in every logged state, for the mean of Q.
 RESPONSES = 4
@@ -87,19 +88,24 @@ def judge(loop: IterativePPOLoop, config: Recipe, logs: UsableLogs, responses: i
 
 
 def at_the_end(
-    conversations: Sequence[Conversation], config: Recipe
+    conversations: Sequence[Conversation], config: Recipe, renderer: ChatRenderer
 ) -> tuple[Sequence[Conversation], Callable[[IterativePPOLoop], dict[str, Any]] | None]:
     """Of the logs of a run without a customer, those to learn from, and what judges its policy by the others.
 
-    Logs of which nobody kept the log-probabilities cannot judge: all are learnt from, and the figures say why.
+    Whether the others can judge is found now, and not after the training. Where they cannot, all logs are learnt from,
+    and the figures say why.
     """
     fraction = config.loop.judge_fraction
-    otherwise = sampled_otherwise(config)
     if not 0 < round(len(conversations) * fraction) < len(conversations):
         return conversations, None
-    if otherwise is not None or not usable(conversations).chosen_turns:
-        reason = otherwise or _NOT_WEIGHTED
-        nothing = Judged(PolicyValue.unknown([reason]), UsableLogs([], 0, 0))
-        return conversations, lambda loop: nothing.to_json()
     train, held = split_conversations(conversations, fraction, config.seed)
-    return train, lambda loop: judge(loop, config, usable_logs(held, loop), RESPONSES).to_json()
+    logs = usable(held)
+    reason = sampled_otherwise(config) or (None if logs.chosen_turns else _NOT_WEIGHTED)
+    try:
+        check_tokens(logs.conversations, renderer)
+    except LogDataError as error:
+        reason = str(error)
+    if reason is not None:
+        nothing = Judged(PolicyValue.unknown([reason]), UsableLogs([], 0, 0)).to_json()
+        return conversations, lambda loop: nothing
+    return train, lambda loop: judge(loop, config, logs, RESPONSES).to_json()

@@ -250,8 +250,18 @@ def test_logs_of_people_are_all_learnt_from_and_say_why_they_cannot_tell(logs: P
     assert "no turn has a suggestion" in summary["estimate"]["reasons"][0]
     assert summary["logs"]["conversations"] == 90
     assert from_logs(people, tmp_path / "second", "loop.judge_fraction=0")[0]["estimate"] is None
-    warm, _ = from_logs(people, tmp_path / "third", "sampling.temperature=0.5")
+    warm, _ = from_logs(logs, tmp_path / "third", "sampling.temperature=0.5")
     assert "temperature 0.5" in warm["estimate"]["reasons"][0]
+
+
+def test_logs_of_another_model_are_learnt_from_and_judge_nothing(logs: Path, tmp_path: Path) -> None:
+    def foreign(talk: Conversation) -> Conversation:
+        turns = (replace(t, suggestion=t.suggestion and replace(t.suggestion, text="no no no")) for t in talk.turns)
+        return replace(talk, turns=tuple(turns))
+
+    summary, _ = from_logs(changed(logs, tmp_path / "foreign.jsonl", foreign), tmp_path / "run")
+    assert summary["status"] == "finished" and summary["estimate"]["verdict"] == "cannot tell"
+    assert "do not spell" in summary["estimate"]["reasons"][0]
 
 
 # -- promote -----------------------------------------------------------------------------------------------------------
