@@ -5,18 +5,18 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.data.logs import numbered_conversations, parse_line
-from lightning_iterppo.data.views import View
+from lightning_iterppo.data.views import Lazy, View
 from lightning_iterppo.errors import LogFormatError
 
 
-class ConversationFile(Sequence[Conversation]):
+class ConversationFile(Lazy[Conversation]):
     """The conversations of one file or several, each read when it is asked for and kept by nobody.
 
     Making it goes through the files once, so that every broken line is found now, and keeps some twenty bytes a
@@ -53,15 +53,7 @@ class ConversationFile(Sequence[Conversation]):
     def __len__(self) -> int:
         return len(self._offsets)
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> View[Conversation]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return View(self, np.arange(len(self))[index])
+    def _item(self, index: int) -> Conversation:
         path, number = self.paths[self._files[index]], self._numbers[index]
         with open(path, "rb") as file:
             file.seek(self._offsets[index])

@@ -6,14 +6,13 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.data.conversation_file import outcomes_known
-from lightning_iterppo.data.views import View, select
+from lightning_iterppo.data.views import Lazy, View, select
 from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree
@@ -32,7 +31,7 @@ class LoggedTree:
     weights: list[float] = field(default_factory=list)
 
 
-class LoggedTrees(Sequence[LoggedTree]):
+class LoggedTrees(Lazy[LoggedTree]):
     """The trees of conversations with Monte Carlo returns.
 
     The first ones are kept, so that a few hundred conversations are rendered once. The others are rendered whenever
@@ -97,22 +96,13 @@ class LoggedTrees(Sequence[LoggedTree]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> LoggedTree: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> View[LoggedTree]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return View(self, np.arange(len(self))[index])
-        index = range(len(self))[index]
+    def _item(self, index: int) -> LoggedTree:
         if index < len(self.kept):
             return self.kept[index]
         return self._rendered(self._conversations[index], self._passing)
 
 
-class Retargeted(Sequence[LoggedTree]):
+class Retargeted(Lazy[LoggedTree]):
     """The same trees with other returns, which take four bytes a turn.
 
     Args:
@@ -130,16 +120,7 @@ class Retargeted(Sequence[LoggedTree]):
     def __len__(self) -> int:
         return len(self.items)
 
-    @overload
-    def __getitem__(self, index: int) -> LoggedTree: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> View[LoggedTree]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return View(self, np.arange(len(self))[index])
-        index = range(len(self))[index]
+    def _item(self, index: int) -> LoggedTree:
         item = self.items[index]
         return LoggedTree(item.tree, list(self._targets[self._ends[index] : self._ends[index + 1]]), item.weights)
 

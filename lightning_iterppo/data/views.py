@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
@@ -12,7 +13,26 @@ Item = TypeVar("Item")
 Rows = NDArray[np.int64]
 
 
-class View(Sequence[Item]):
+class Lazy(Sequence[Item]):
+    """A sequence whose items are made when they are asked for, by `_item`. A slice is a `View` of it."""
+
+    @abstractmethod
+    def _item(self, index: int) -> Item:
+        """The item of a number from 0 to below the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> View[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return View(self, np.arange(len(self))[index])
+        return self._item(range(len(self))[index])
+
+
+class View(Lazy[Item]):
     """Some items of a sequence, by their numbers. Nothing is copied.
 
     Args:
@@ -28,15 +48,7 @@ class View(Sequence[Item]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> View[Item]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return View(self, np.arange(len(self))[index])
+    def _item(self, index: int) -> Item:
         return self.items[int(self.rows[index])]
 
 

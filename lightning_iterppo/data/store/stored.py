@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
 
 import numpy as np
 import sqlalchemy as sa
@@ -15,11 +14,11 @@ from lightning_iterppo.data.store import rows
 from lightning_iterppo.data.store.conversation_store import BATCH, ConversationStore
 from lightning_iterppo.data.store.models import ConversationRow, TurnRow
 from lightning_iterppo.data.store.selection import Ends, Selection, known
-from lightning_iterppo.data.views import View
+from lightning_iterppo.data.views import Lazy
 from lightning_iterppo.errors import LogDataError
 
 
-class StoredConversations(Sequence[Conversation]):
+class StoredConversations(Lazy[Conversation]):
     """Conversations of a store as they were at one moment, each read when it is asked for and kept by nobody.
 
     Making it asks the database once, and keeps some thirteen bytes a conversation: its row, how many turns it has, and
@@ -75,17 +74,8 @@ class StoredConversations(Sequence[Conversation]):
         for start in range(0, len(self), BATCH):
             yield from self._read(self._numbers[start : start + BATCH])
 
-    @overload
-    def __getitem__(self, index: int) -> Conversation: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> View[Conversation]: ...
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return View(self, np.arange(len(self))[index])
-        row = range(len(self))[index]
-        return self._read(self._numbers[row : row + 1])[0]
+    def _item(self, index: int) -> Conversation:
+        return self._read(self._numbers[index : index + 1])[0]
 
     def _read(self, numbers: NDArray[np.int64]) -> list[Conversation]:
         with self.store.database.reading() as connection:
