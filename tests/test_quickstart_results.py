@@ -21,6 +21,7 @@ from lightning_iterppo.summary import IterationRecord, Rate, Summary
 
 ROOT = Path(__file__).resolve().parents[1]
 MACHINE = {"system": "Linux", "processor": "A Processor", "cores": 2, "threads": 2, "accelerator": None}
+BEGIN, END = "<!-- quickstart-table:begin -->", "<!-- quickstart-table:end -->"
 
 
 def load() -> ModuleType:
@@ -80,7 +81,7 @@ def make(tmp_path: Path) -> Make:
 @pytest.fixture
 def readme(tmp_path: Path) -> Path:
     path = tmp_path / "README.md"
-    path.write_text(f"# Title\n\n{record.BEGIN}\nold\n{record.END}\n\nEnd.\n", encoding="utf-8")
+    path.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nEnd.\n", encoding="utf-8")
     return path
 
 
@@ -111,7 +112,7 @@ def test_the_table(tmp_path: Path, make: Make, readme: Path) -> None:
     unmeasured.iterations[0].critic["auroc"] = None
     assert call(tmp_path, make(unmeasured), make(summary(1), "policy.clip=0.1", "callbacks.progress=null")) == 0
     text = readme.read_text(encoding="utf-8")
-    assert text.startswith(f"# Title\n\n{record.BEGIN}\n| recipe | seed |") and text.endswith(f"{record.END}\n\nEnd.\n")
+    assert text.startswith(f"# Title\n\n{BEGIN}\n| recipe | seed |") and text.endswith(f"{END}\n\nEnd.\n")
     rows = [line for line in text.splitlines() if line.startswith("| shop")]
     assert rows == [
         "| shop | 1 | 25.0 % (20.0 to 31.0) | 50.0 % (43.7 to 56.3) | 2.00 | 20.0 % → 45.0 % | 20.6 | 3.5 | 0.751 "
@@ -163,11 +164,11 @@ def test_a_directory_that_is_no_run(tmp_path: Path, readme: Path, capsys: pytest
 def test_a_readme_without_markers_stays(tmp_path: Path, readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
     readme.write_text("# Title\n", encoding="utf-8")
     assert call(tmp_path) == 2
-    assert record.BEGIN in capsys.readouterr().err
+    assert BEGIN in capsys.readouterr().err
     assert readme.read_text(encoding="utf-8") == "# Title\n"
 
 
 def test_the_readme_shows_the_results_that_are_kept() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.split(record.BEGIN)[1].split(record.END)[0]
+    shown = text.split(BEGIN)[1].split(END)[0]
     assert shown.strip() == record.table(record.RESULTS).strip()

@@ -10,6 +10,7 @@ learning at the edge of the statistical precipice"), as the rliable package comp
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,9 @@ from numpy.typing import NDArray
 from rliable import library, metrics
 from run import OURS, PASSES, RATES, REGIMES, RESULTS, read
 
-from lightning_iterppo.files import write_text_atomically
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pages import fill
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "learning.md"
@@ -207,15 +210,6 @@ def sections(runs: list[dict[str, Any]], tuning: list[dict[str, Any]]) -> dict[s
     return {name: "\n".join(lines) for name, lines in found.items()}
 
 
-def fill(page: str, parts: dict[str, str]) -> str:
-    """The page with its marked parts replaced."""
-    for name, text in parts.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        before, rest = page.split(begin)
-        page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-    return page
-
-
 def main() -> None:
     """Prints, or writes and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,7 +220,7 @@ def main() -> None:
     for name, text in parts.items():
         print(f"\n### {name}\n\n{text}")
     if arguments.write:
-        write_text_atomically(PAGE, fill(PAGE.read_text(encoding="utf-8"), parts))
+        fill(PAGE, parts)
         results = grouped(runs)
         for regime in sorted({regime for regime, _ in results}):
             plot(results, regime)

@@ -29,13 +29,14 @@ from lightning_iterppo.evaluation.off_policy import (
     resamples,
     studentised,
 )
-from lightning_iterppo.files import write_json_atomically, write_text_atomically
+from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.machine import describe_machine
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from exact import make_case  # noqa: E402
+from pages import fill  # noqa: E402
 from shop import repetition  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "off_policy"
@@ -182,22 +183,13 @@ def shop_table(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def written(page: str, name: str, content: str) -> str:
-    """A page with what stands between its two comments of a name replaced; both must be there."""
-    begin, end = f"<!-- {name}: written by benchmarks/off_policy/validate.py --write -->", f"<!-- end of {name} -->"
-    before, found, rest = page.partition(begin)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        raise ValueError(f"the page lacks {begin} or {end}")
-    return f"{before}{begin}\n{content}\n{end}{after}"
-
-
-def page_with_tables(page: str) -> str:
-    """The page with the tables of what is recorded."""
-    for name, make in (("exact", table), ("shop", shop_table)):
-        if (RESULTS / f"{name}.json").is_file():
-            page = written(page, name, make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))))
-    return page
+def tables() -> dict[str, str]:
+    """The tables of what is recorded, by their names on the page."""
+    return {
+        name: make(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+        for name, make in (("exact", table), ("shop", shop_table))
+        if (RESULTS / f"{name}.json").is_file()
+    }
 
 
 def measure_exact(arguments: argparse.Namespace) -> None:
@@ -237,7 +229,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="only write the tables into the page")
     arguments = parser.parse_args()
     if arguments.write:
-        write_text_atomically(PAGE, page_with_tables(PAGE.read_text(encoding="utf-8")))
+        fill(PAGE, tables())
     elif arguments.task == "exact":
         measure_exact(arguments)
     else:

@@ -25,10 +25,13 @@ from lightning_iterppo.files import replace_directory, write_json_atomically, wr
 from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.summary import Rate, Summary
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pages import fill
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- quickstart-table:begin -->", "<!-- quickstart-table:end -->"
 AFTER, BEFORE = 20, 5  # conversations to read
 NONE = "–"
 NO_RUNS = "No run is recorded yet: `python benchmarks/quickstart/record.py RUN…` records finished runs and writes this."
@@ -186,20 +189,6 @@ def _machine(machine: dict[str, Any]) -> str:
     )
 
 
-def write_table(results: Path, readme: Path) -> None:
-    """Puts the table between the README's markers.
-
-    Raises:
-        ValueError: the markers are not there, each once and in order.
-    """
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{readme} must have {BEGIN} and, after it, {END}, each once")
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    write_text_atomically(readme, f"{head}{BEGIN}\n{table(results)}\n{END}{tail}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Keeps finished runs as results and writes the README's table.")
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories that `iterppo train` wrote")
@@ -209,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for run in arguments.runs:
             print(f"{run} is kept in {record(run, arguments.results)}")
-        write_table(arguments.results, arguments.readme)
+        fill(arguments.readme, {"quickstart-table": table(arguments.results)})
     except (IterPPOError, OSError, ValueError) as error:
         print(f"record.py: {error}", file=sys.stderr)
         return 2

@@ -11,16 +11,14 @@ import json
 import statistics
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 
+from records import save
 from sides import Side, interleave, ratio
-from update import HERE, RESULTS
+from update import HERE
 
 from lightning_iterppo.customers.shop_agent import scripted_logs
 from lightning_iterppo.data.logs import write_conversations
-from lightning_iterppo.files import write_json_atomically
-from lightning_iterppo.machine import describe_machine
 from lightning_iterppo.models.smollm2 import smollm2_directory
 
 
@@ -49,16 +47,12 @@ def main() -> None:
     middle, low, high = ratio(peer, own)
     print(f"ours is {middle:.2f} ({low:.2f} to {high:.2f}) times as fast")
     if not arguments.trial:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": " ".join(["python", "benchmarks/speed/critic.py", *sys.argv[1:]]),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": describe_machine(),
+        content = {
             "work": {**work, "file": None, "conversations": arguments.conversations},
             "sides": {side.name: side.record() for side in (peer, own)},
             "ratio": (middle, low, high),
         }
-        write_json_atomically(RESULTS / "critic.json", record)
+        save("critic", content)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from records import save
+
 from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.data.logs import write_conversations
-from lightning_iterppo.files import write_json_atomically
-from lightning_iterppo.machine import describe_machine
 
-RESULT = Path(__file__).resolve().parents[1] / "results" / "speed" / "critic_memory.json"
 ASKED = ["thirsty", "hungry", "hot", "cold", "hmm"]
 SAID = ["tea", "juice", "soup", "salad", "okay"]
 PARTS = {"import": "import", "fit_critic": "fit-critic", "score": "score"}
@@ -140,16 +138,13 @@ def main() -> None:
     spreads = {part: spread(sizes, part) for part in PARTS}
     print("largest peak over smallest:", *(f"{word} +{spreads[part]:.1%}" for part, word in PARTS.items()))
     if not arguments.trial:
-        record = {
-            "command": " ".join(["python", "benchmarks/speed/critic_memory.py", *sys.argv[1:]]),
-            "date": datetime.now(timezone.utc).date().isoformat(),
+        content = {
             "seed": arguments.seed,
-            "machine": describe_machine(),
             "recipe": RECIPE,
             "sizes": sizes,
             "spread": spreads,
         }
-        write_json_atomically(RESULT, record)
+        save("critic_memory", content)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ import json
 import statistics
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from records import save
 from sides import Side, interleave, ratio
 from transformers import AutoTokenizer
-from update import HERE, PROMPTS, RESULTS, WORK, prompts
+from update import HERE, PROMPTS, WORK, prompts
 
-from lightning_iterppo.files import write_json_atomically
-from lightning_iterppo.machine import describe_machine
 from lightning_iterppo.models.smollm2 import smollm2_directory
 
 
@@ -79,15 +77,11 @@ def main() -> None:
                 "tokens_by_layers": passes(work, arguments.layers, top),
             }
     if not arguments.trial:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": " ".join(["python", "benchmarks/speed/limit.py", *sys.argv[1:]]),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": describe_machine(),
+        content = {
             "work": {key: value for key, value in work.items() if key != "prompts"},
             "top_layers": found,
         }
-        write_json_atomically(RESULTS / "limit.json", record)
+        save("limit", content)
 
 
 if __name__ == "__main__":

@@ -14,23 +14,18 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from records import save
 
 from lightning_iterppo.build import build_loop
 from lightning_iterppo.composition import compose
-from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.generation import local
 from lightning_iterppo.loop import IterativePPOLoop
-from lightning_iterppo.machine import describe_machine
 from lightning_iterppo.models import folding
 from lightning_iterppo.models.language_model import LanguageModel
-
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed"
 
 
 class Watch:
@@ -125,17 +120,13 @@ def main() -> None:
         print(f"{item['seconds']:.1f} s: {work}; overhead {item['overhead']:.1%} of it")
     print(f"overhead {middle:.1%} in the median of {len(iterations.found)} iterations")
     if not arguments.trial:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": " ".join(["python", "benchmarks/speed/overhead.py", *sys.argv[1:]]),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": describe_machine(),
+        content = {
             "recipe": arguments.recipe,
             "overrides": overrides,
             "iterations": iterations.found,
             "overhead": middle,
         }
-        write_json_atomically(RESULTS / "overhead.json", record)
+        save("overhead", content)
 
 
 if __name__ == "__main__":

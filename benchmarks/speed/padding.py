@@ -10,14 +10,11 @@ import argparse
 import json
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 
+from records import save
 from sides import Side, interleave, ratio
-from update import HERE, RESULTS
-
-from lightning_iterppo.files import write_json_atomically
-from lightning_iterppo.machine import describe_machine
+from update import HERE
 
 
 def main() -> None:
@@ -47,17 +44,13 @@ def main() -> None:
     print(f"{found['padded'] / found['tokens']:.2f} times as many tokens with padding as without")
     print("trimmed is {:.2f} ({:.2f} to {:.2f}) times as fast".format(*times), f"and takes {memory:.2f} of the memory")
     if not arguments.trial:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        record = {
-            "command": " ".join(["python", "benchmarks/speed/padding.py", *sys.argv[1:]]),
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": describe_machine(),
+        content = {
             "work": work,
             "sides": {side.name: side.record() for side in (padded, trimmed)},
             "ratio": times,
             "memory": memory,
         }
-        write_json_atomically(RESULTS / "padding.json", record)
+        save("padding", content)
 
 
 if __name__ == "__main__":

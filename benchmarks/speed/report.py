@@ -8,13 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any, Final
 
-from lightning_iterppo.files import write_text_atomically
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pages import fill
+from records import RESULTS
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results" / "speed"
 PAGE = ROOT / "docs" / "performance.md"
 #: Goals of an update: times as fast as TRL, and share of its memory.
 GOALS: Final = {
@@ -150,9 +153,7 @@ def main() -> None:
     text = table()
     print(text)
     if arguments.write:
-        begin, end = "<!-- table:begin -->", "<!-- table:end -->"
-        before, rest = PAGE.read_text(encoding="utf-8").split(begin)
-        write_text_atomically(PAGE, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+        fill(PAGE, {"table": text})
 
 
 if __name__ == "__main__":

@@ -15,19 +15,16 @@ import random
 import statistics
 import sys
 import tempfile
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+from records import RESULTS, save
 from sides import Side, interleave, ratio
 from transformers import AutoTokenizer
 
-from lightning_iterppo.files import write_json_atomically
-from lightning_iterppo.machine import describe_machine
 from lightning_iterppo.models.smollm2 import smollm2_directory
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parent / "results" / "speed"
 PEER = HERE / ".venv-trl-1.12.0" / "bin" / "python"
 #: What one update is.
 WORK: Final = {
@@ -146,10 +143,7 @@ def main() -> None:
         ]
         interleave(sides, arguments.pairs)
     peer, *own = sides
-    record = {
-        "command": " ".join(["python", "benchmarks/speed/update.py", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": describe_machine(),
+    content: dict[str, Any] = {
         "work": {key: value for key, value in work.items() if key != "prompts"},
         "sides": {side.name: side.record() for side in sides},
         "ratios": {
@@ -167,12 +161,12 @@ def main() -> None:
             share = side.peak_memory_bytes / peer.peak_memory_bytes
             print(f"; {middle:.2f} ({low:.2f} to {high:.2f}) times as fast as TRL, {share:.2f} of its memory", end="")
         print()
-    file = RESULTS / f"update-{arguments.comparison}.json"
+    name = f"update-{arguments.comparison}"
     if arguments.check:
-        check(record["ratios"], json.loads(file.read_text(encoding="utf-8"))["ratios"])
+        stored = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        check(content["ratios"], stored["ratios"])
     elif not arguments.trial:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(file, record)
+        save(name, content)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from typing import Final, Literal
 from salesperson import Customer, shop
 
 from lightning_iterppo.customers import Message, Sent
-from lightning_iterppo.files import write_text_atomically
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pages import fill
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "suggestions.md"
 CONVERSATIONS: Final = 100_000
@@ -105,10 +109,7 @@ def main() -> None:
     found = table()
     print(found)
     if parser.parse_args().write:
-        text = PAGE.read_text(encoding="utf-8")
-        begin, end = "<!-- identified:begin -->\n", "<!-- identified:end -->"
-        before, _, rest = text.partition(begin)
-        write_text_atomically(PAGE, f"{before}{begin}{found}\n{end}{rest.partition(end)[2]}")
+        fill(PAGE, {"identified": found})
 
 
 if __name__ == "__main__":

@@ -24,8 +24,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from lightning_iterppo.cli import main as iterppo
-from lightning_iterppo.files import write_json_atomically, write_text_atomically
+from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.machine import describe_machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pages import fill
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "suggestions" / "whole-path.json"
@@ -121,11 +125,8 @@ def table(record: dict[str, Any]) -> str:
 
 def write(record: dict[str, Any]) -> None:
     """Puts the table into the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    begin, end = "<!-- whole-path:begin -->\n", "<!-- whole-path:end -->"
-    before, _, rest = text.partition(begin)
     note = f"{record['date']}, {record['machine']['processor']}, {record['seconds'] / len(record['runs']):.0f} s a row."
-    write_text_atomically(PAGE, f"{before}{begin}{table(record)}\n\n{note}\n{end}{rest.partition(end)[2]}")
+    fill(PAGE, {"whole-path": f"{table(record)}\n\n{note}"})
 
 
 def main() -> None:
