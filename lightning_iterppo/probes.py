@@ -54,7 +54,7 @@ PROBES: Final[tuple[Probe, ...]] = (
     Probe("delayed", _rung("delayed"), "returns from later turns: the Monte Carlo targets of QCritic"),
     Probe("trap, γ = 1", _rung("trap"), "the discount: later turns must outweigh what is earned at once"),
     Probe(
-        "trap, γ = 0", (*_rung("trap"), "critic.gamma=0"), "the discount: with γ = 0 the greedy answer wins", 0.3, 0.5
+        "trap, γ = 0", (*_rung("trap"), "critic.gamma=0"), "the discount: with γ = 0 the greedy answer wins", 0.2, 0.3
     ),
     Probe(
         "edited",

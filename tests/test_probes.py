@@ -50,3 +50,11 @@ def test_a_probe_is_learnt(name: str) -> None:
     found = probes.run(probe)
     assert found.passed, found
     assert found.before < 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
+def test_every_probe_is_learnt_with_any_seed(probe: Probe, seed: int) -> None:
+    found = probes.run(probe, seed=seed)
+    assert found.passed, found

@@ -20,8 +20,9 @@ Rung = Literal["constant", "prompt", "memory", "delayed", "trap"]
 ANSWERS: Final[tuple[str, str]] = ("tea", "juice")
 #: The answer to each wish.
 _RIGHT: Final = {"hot": "tea", "cold": "juice"}
-#: What the greedy first answer of the trap earns at once.
-GREEDY_REWARD: Final = 0.4
+#: What the greedy first answer of the trap earns at once. Well below the half that the other one is worth to an agent
+#: that answers by chance: where logs of a few dozen conversations can say that greed is better, falling in is right.
+GREEDY_REWARD: Final = 0.25
 
 
 class LadderCustomer:
@@ -34,7 +35,7 @@ class LadderCustomer:
     ``prompt``   1     ``tea`` if the guest says hot, ``juice`` if cold
     ``memory``   2     the same, asked for a turn later: the guest says ``okay`` to any first answer
     ``delayed``  2     ``juice`` as the second answer, but only after ``tea`` as the first, which earns nothing
-    ``trap``     2     ``tea`` first earns 0.4 at once and nothing later; after ``juice``, ``tea`` earns 1
+    ``trap``     2     ``tea`` first earns 0.25 at once and nothing later; after ``juice``, ``tea`` earns 1
     ============ ===== =========================================================================================
 
     Args:

@@ -43,8 +43,8 @@ def test_what_pays(wish: str) -> None:
     assert paid("memory", wish) == {(a, b): float(b == right) for a in ANSWERS for b in ANSWERS}
     assert paid("delayed", wish) == {(a, b): float((a, b) == ("tea", "juice")) for a in ANSWERS for b in ANSWERS}
     assert paid("trap", wish) == {
-        ("tea", "tea"): 0.4,
-        ("tea", "juice"): 0.4,
+        ("tea", "tea"): 0.25,
+        ("tea", "juice"): 0.25,
         ("juice", "tea"): 1.0,
         ("juice", "juice"): 0.0,
     }
@@ -53,7 +53,7 @@ def test_what_pays(wish: str) -> None:
 def test_the_first_turn_earns_only_in_the_trap() -> None:
     for rung in ("memory", "delayed", "trap"):
         first = play(LadderCustomer(rung), 1, ["tea"])[1]
-        assert first == [0.4 if rung == "trap" else 0.0]
+        assert first == [0.25 if rung == "trap" else 0.0]
 
 
 @pytest.mark.parametrize("rung", RUNGS)
