@@ -6,6 +6,7 @@ import importlib
 import logging
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ LEARNING = Path(__file__).resolve().parents[1] / "learning"
 sys.path.insert(0, str(LEARNING))  # the recipe names tasks.shop
 
 #: Of a run: conversations an iteration; of the logs to judge from; and to measure what a policy is really worth.
-TRAINED, LOGGED, MEASURED = 300, 500, 2000
+TRAINED, LOGGED, MEASURED = 300, 500, 10_000
 ITERATIONS: Final = 3
 
 
@@ -39,29 +40,28 @@ def recipe(seed: int) -> Recipe:
     return config
 
 
-def repetition(seed: int) -> list[dict[str, Any]]:
-    """A run, fresh logs of its first policy, and what they say of it and of the later ones, beside what is so.
+def repetitions(seed: int, numbers: range) -> Iterator[dict[str, Any]]:
+    """A run; then, for each number, fresh logs of its first policy, and what they say of it and of the later ones.
 
     The logs are not those that the policies were trained on: what a policy was fitted to flatters it.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    found = []
     with tempfile.TemporaryDirectory() as place:
         run, logs = Path(place) / "run", Path(place) / "logs.jsonl"
         operations.train(recipe(seed), run, False)
-        # Other customers than the run has met: training's are numbered from the seed.
-        operations.collect(recipe(seed + 100), logs, run / "checkpoints" / "iteration-000", LOGGED)
-        for iteration in range(ITERATIONS):
-            policy = run / "checkpoints" / f"iteration-{iteration:03d}"
-            said = estimate(recipe(seed), policy, [logs])
-            really = operations.evaluate(recipe(seed), policy, MEASURED)
-            found.append(
-                {
+        policies = [run / "checkpoints" / f"iteration-{iteration:03d}" for iteration in range(ITERATIONS)]
+        truths = [operations.evaluate(recipe(seed), policy, MEASURED)["return_mean"] for policy in policies]
+        for number in numbers:
+            # Other customers than the run or other logs have met: training's are numbered from the seed.
+            operations.collect(recipe(1000 * seed + number), logs, policies[0], LOGGED)
+            for iteration, (policy, truth) in enumerate(zip(policies, truths, strict=True)):
+                said = estimate(recipe(seed), policy, [logs])
+                yield {
                     "seed": seed,
+                    "logs": number,
                     "iterations": iteration,
-                    "truth": really["return_mean"],
+                    "truth": truth,
                     **{key: said[key] for key in ("verdict", "reasons", "fqe", "pdwis", "doubly_robust", "overlap")},
                 }
-            )
-    return found
+            logs.unlink()

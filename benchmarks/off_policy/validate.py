@@ -3,9 +3,10 @@
 ``python benchmarks/off_policy/validate.py --repetitions 200`` estimates policies on random conversations that `theory`
 enumerates, from logs of other policies, further and further from them, and counts how often the 95 % intervals hold the
 truth. ``--levels 0 3`` does some of the distances only and keeps what is recorded of the others. ``--task shop`` does
-the same with a language model in the templated shop, whose policies' values are measured with many conversations; that
-takes minutes a repetition. Results go to ``benchmarks/results/off_policy/``; ``--write`` only puts the tables of what
-is recorded there into ``docs/off-policy.md``.
+the same with a language model in the templated shop: a run for each of ``--seeds``, whose policies' values are measured
+with many conversations, and an equal share of the repetitions, each with logs of its own, for each run. Results go to
+``benchmarks/results/off_policy/``; ``--write`` only puts the tables of what is recorded there into
+``docs/off-policy.md``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from exact import make_case  # noqa: E402
 from pages import fill  # noqa: E402
-from shop import repetition  # noqa: E402
+from shop import repetitions  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "off_policy"
 PAGE = HERE.parents[1] / "docs" / "off-policy.md"
@@ -212,10 +213,10 @@ def measure_shop(arguments: argparse.Namespace) -> None:
     path = RESULTS / "shop.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
     done = {row["seed"] for row in rows}
-    for seed in range(1, arguments.repetitions + 1):
+    for seed in arguments.seeds:
         if seed in done:
             continue
-        rows += repetition(seed)
+        rows += repetitions(seed, range(arguments.repetitions // len(arguments.seeds)))
         record = {"machine": describe_machine(), "rows": rows}
         write_json_atomically(path, record)
         print(shop_table(record), flush=True)
@@ -225,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=["exact", "shop"], default="exact")
     parser.add_argument("--repetitions", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[*range(1, 11)], help="of task shop: the runs'")
     parser.add_argument("--levels", type=int, nargs="+", choices=range(len(LEVELS)), help="of task exact: which")
     parser.add_argument("--write", action="store_true", help="only write the tables into the page")
     arguments = parser.parse_args()
