@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from lightning_iterppo.machine import release_memory
-
 _STEP = 64  # room is made in multiples of this
 
 
@@ -42,8 +40,8 @@ class SlotLayer(DynamicLayer):
                 key_states[:, :, :0].transpose(1, 2),
                 value_states[:, :, :0].transpose(1, 2),
             )
-        self.grow()
-        assert self.places is not None and self.key_buffer is not None and self.value_buffer is not None
+        self.key_buffer, self.value_buffer = _grown(self.key_buffer, self.room), _grown(self.value_buffer, self.room)
+        assert self.places is not None
         self.key_buffer[self.places] = key_states.transpose(1, 2)
         self.value_buffer[self.places] = value_states.transpose(1, 2)
         self.keys = self.key_buffer[:, : self.stop].transpose(1, 2)
@@ -54,14 +52,6 @@ class SlotLayer(DynamicLayer):
         """Slots in use."""
         return self.stop
 
-    def grow(self) -> None:
-        """Makes room for ``room`` slots, if there is anything yet."""
-        if self.key_buffer is None or self.value_buffer is None or self.key_buffer.shape[1] >= self.room:
-            return
-        self.key_buffer, self.value_buffer = _grown(self.key_buffer, self.room), _grown(self.value_buffer, self.room)
-        # What was given last would hold on to the old ones.
-        self.keys, self.values = self.key_buffer[:, :0].transpose(1, 2), self.value_buffer[:, :0].transpose(1, 2)
-
     def take(self, rows: Tensor, room: int) -> SlotLayer:
         """A copy of the first ``room`` slots of some rows."""
         other = SlotLayer()
@@ -71,10 +61,13 @@ class SlotLayer(DynamicLayer):
         other.value_buffer = self.value_buffer[:, :room].index_select(0, rows)
         return other
 
-    def put(self, rows: Sequence[int], other: SlotLayer, source: Sequence[int], since: int, stop: int) -> None:
-        """Takes over the slots ``since`` to ``stop`` of some rows of ``other``, for which there is room."""
+    def put(
+        self, rows: Sequence[int], other: SlotLayer, source: Sequence[int], since: int, stop: int, room: int
+    ) -> None:
+        """Takes over the slots ``since`` to ``stop`` of some rows of ``other``, with room for ``room`` in all."""
         assert self.key_buffer is not None and self.value_buffer is not None
         assert other.key_buffer is not None and other.value_buffer is not None
+        self.key_buffer, self.value_buffer = _grown(self.key_buffer, room), _grown(self.value_buffer, room)
         # Row by row: an indexed copy takes four times as long on a processor.
         for row, place in zip(rows, source, strict=True):
             self.key_buffer[row, since:stop] = other.key_buffer[place, since:stop]
@@ -84,6 +77,8 @@ class SlotLayer(DynamicLayer):
 def _grown(buffer: Tensor, room: int) -> Tensor:
     """The buffer with room for so many slots."""
     rows, slots, heads, width = buffer.shape
+    if slots >= room:
+        return buffer
     # Zeros, not what memory held: a stale slot is masked out, but 0 times a NaN would still be a NaN.
     larger = buffer.new_zeros(rows, room, heads, width)
     larger[:, :slots] = buffer
@@ -164,7 +159,7 @@ class SlotCache:
         stop = max(keep)
         self._reserve(stop)
         for layer, theirs in zip(self.layers, other.layers, strict=True):
-            layer.put(rows, theirs, source, since, stop)
+            layer.put(rows, theirs, source, since, stop, self.room)
         self.lengths = self.lengths.index_copy(0, torch.tensor(rows), torch.tensor(keep))
 
     def clear(self, rows: Sequence[int]) -> None:
@@ -175,11 +170,6 @@ class SlotCache:
         # By a part of what there is, so that a conversation that grows and grows is copied a few times in all.
         if slots > self.room:
             self.room = _rounded(max(slots, self.room * 5 // 4))
-            for layer in self.layers:
-                layer.room = self.room
-                layer.grow()
-            # The smaller buffers leave holes that no larger one fits into.
-            release_memory()
 
 
 def _rounded(slots: int) -> int:
