@@ -94,7 +94,8 @@ def build_parts(config: Recipe) -> Parts:
             high=critic.high,
             heads=critic.heads,
             pessimism=critic.pessimism,
-            likelihood=critic.likelihood,
+            pooling=critic.pooling,  # type: ignore[arg-type]
+            layer=critic.layer,
             micro_batch=config.trainer.micro_batch,
         ),
         warm_start=WarmStart(

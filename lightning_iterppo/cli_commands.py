@@ -63,7 +63,7 @@ def train(arguments: argparse.Namespace, job: Job) -> int:
     if arguments.resume is not None:
         run, config = _resumed(arguments)
     else:
-        config = _config(arguments)
+        config = recipe_of(arguments)
         run = arguments.output or _default_run(config.name)
         _need_fresh_run(run)
     job.run = run
@@ -78,7 +78,7 @@ def train(arguments: argparse.Namespace, job: Job) -> int:
 
 def collect(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo collect`."""
-    config = _config(arguments)
+    config = recipe_of(arguments)
     _need_policy(arguments.policy)
     need_fresh_output(arguments.output)
     found = _operations(job).collect(config, arguments.output, arguments.policy, _count(arguments))
@@ -88,7 +88,7 @@ def collect(arguments: argparse.Namespace, job: Job) -> int:
 
 def fit_critic(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo fit-critic`."""
-    config = _config(arguments)
+    config = recipe_of(arguments)
     need_files([*arguments.data, *arguments.validation])
     if not arguments.data and not config.logs:
         raise ConfigError("there are no logs: give --data FILE…, or those of a store, logs=store logs.url=URL")
@@ -113,7 +113,7 @@ def score(arguments: argparse.Namespace, job: Job) -> int:
 
 def improve(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo improve`."""
-    config = _config(arguments)
+    config = recipe_of(arguments)
     if not arguments.critic.is_dir():
         raise RunDirectoryError(f"there is no critic {arguments.critic}: `iterppo fit-critic` makes one")
     need_files(arguments.data)
@@ -126,7 +126,7 @@ def improve(arguments: argparse.Namespace, job: Job) -> int:
 
 def evaluate(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo evaluate`."""
-    config = _config(arguments)
+    config = recipe_of(arguments)
     _need_policy(arguments.policy)
     found = _operations(job).evaluate(config, arguments.policy, _count(arguments))
     output.figures(found, arguments.json)
@@ -161,7 +161,7 @@ def recipes(arguments: argparse.Namespace, job: Job) -> int:
 
 def show(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo show`."""
-    output.say(to_yaml(_config(arguments)).rstrip())
+    output.say(to_yaml(recipe_of(arguments)).rstrip())
     return 0
 
 
@@ -222,8 +222,14 @@ def _operations(job: Job) -> ModuleType:
     return operations
 
 
-def _config(arguments: argparse.Namespace) -> Recipe:
-    return compose(arguments.recipe or "shop", arguments.overrides)
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that a command names; the conversations it is given beside it take the place of the recipe's logs."""
+    given: list[str] = arguments.overrides
+    files: list[Path] = getattr(arguments, "data", None) or []
+    if files and not any(word.startswith(("logs", "data")) for word in given):
+        quoted = ",".join('"' + str(file).replace('"', '\\"') + '"' for file in files)
+        given = ["logs=file", f"logs.path=[{quoted}]", *given]
+    return compose(arguments.recipe or "shop", given)
 
 
 def _count(arguments: argparse.Namespace) -> int | None:

@@ -72,7 +72,7 @@ def _add_json(one: argparse.ArgumentParser) -> None:
 
 def estimate(arguments: argparse.Namespace, job: commands.Job) -> int:
     """`iterppo estimate`."""
-    config = commands._config(arguments)
+    config = commands.recipe_of(arguments)
     commands._need_policy(arguments.policy)
     commands.need_files(arguments.data)
     commands._operations(job)  # which silences Lightning

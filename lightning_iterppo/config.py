@@ -165,9 +165,12 @@ class CriticConfig:
     # Standard deviations of the heads taken off Q in an improvement. Higher stays with what the logs know; 0 does not
     # care how sure Q is.
     pessimism: float = 0.0
-    # Show the heads how likely a message is for the policy that imitated the logs. Where people of mixed skill wrote
-    # those, what most would have said is better; costs the logits of a pass.
-    likelihood: bool = False
+    # What the heads see: `last`, the hidden state of a message's last token, which tells two responses to one state
+    # apart; `mean`, the mean over the conversation up to there, which says better how a long conversation goes.
+    pooling: str = "last"
+    # Whose hidden states, from 1. Lower costs less, and tells more of what is said and less of what will be said next;
+    # null is the last layer.
+    layer: int | None = None
     # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy
     # made (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
     history: int = 0

@@ -14,6 +14,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 DTYPES = ("auto", "float32", "bfloat16")
 ADAPTATIONS = ("lora", "full")
 CRITIC_LOSSES = ("bce", "mse", "hl-gauss")
+POOLINGS = ("last", "mean")
 LOGGED_RATIOS = ("anchor", "round")
 LOGGED_REWARDS = ("return", "q", "mix", "none")
 # Of Lightning's, those that leave the trained weights in float32: a step of Adam's is smaller than what half precision
@@ -73,6 +74,8 @@ _RULES: dict[str, tuple[Test, str]] = {
     "critic.patience": _at_least(1),
     "critic.history": _at_least(0),
     "critic.heads": _at_least(1),
+    "critic.pooling": _one_of(POOLINGS),
+    "critic.layer": _at_least(1),
     "critic.pessimism": _at_least(0),
     "critic.head_prior": _POSITIVE,
     "critic.head_turns": _at_least(1),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -24,6 +24,8 @@ from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.optimization import adamw
+
+Pooling = Literal["last", "mean"]
 
 
 class QCritic(pl.LightningModule):
@@ -50,13 +52,17 @@ class QCritic(pl.LightningModule):
             (Osband et al. 2016). Q is their mean.
         pessimism: how many standard deviations of the heads `score` takes off their mean, so that what the logs say
             little about is not mistaken for good.
-        likelihood: the heads also see the mean log-probability of the action's tokens under the critic's variant, which
-            began as the policy that imitated the logs. Where people of mixed skill wrote those, what most of them would
-            have said is better than what few would, and no hidden state at the end of a message says that so plainly.
+        pooling: what of the hidden states the heads see: ``last``, that of the action's last token, or ``mean``, the
+            mean over all tokens of the conversation up to there. The mean says better how a long conversation goes, the
+            last token which of two responses to one state is the better one.
+        layer: whose hidden states, from 1; None is the last one's. Layers above it are not computed. What a
+            conversation is about stands clearer in the middle of a language model than at its end, which has the next
+            token in mind.
         micro_batch: rows of a step that are computed at a time, see `MicroBatches`.
 
     Raises:
-        ValueError: no such loss, a range that does not suit it, or no head.
+        ValueError: no such loss or pooling, a range that does not suit the loss, or no head.
+        ConfigError: the model has no such layer, or is of a kind that cannot stop after one.
     """
 
     def __init__(
@@ -72,18 +78,23 @@ class QCritic(pl.LightningModule):
         high: float = 1.0,
         heads: int = 1,
         pessimism: float = 0.0,
-        likelihood: bool = False,
+        pooling: Pooling = "last",
+        layer: int | None = None,
         micro_batch: MicroBatchSize = None,
     ) -> None:
         super().__init__()
         if heads < 1:
             raise ValueError(f"heads must be at least 1, found {heads}")
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, found {pooling!r}")
+        model.check_layer(layer)
         self.model = model
         self.objective = make_objective(loss, low, high)
         self.heads = heads
         self.pessimism = pessimism
-        self.likelihood = likelihood
-        self.head = ScalarHead(model.hidden_size, heads * self.objective.outputs, extra=int(likelihood))
+        self.pooling = pooling
+        self.layer = layer
+        self.head = ScalarHead(model.hidden_size, heads * self.objective.outputs)
         #: V(s) at the last token before an action, when `fit_states` has solved for it.
         self.state_head: ScalarHead | None = None
         self.learning_rate = learning_rate
@@ -104,25 +115,19 @@ class QCritic(pl.LightningModule):
 
         ``hl-gauss`` has one dimension more. ``critic.objective.values`` makes it each head's Q.
         """
-        return self._outputs(self.model.hidden(batch), batch)
+        return self._outputs(self._hidden(batch), batch)
+
+    def _hidden(self, batch: TreeBatch) -> Tensor:
+        return self.model.hidden(batch, layers=self.layer)
 
     def _outputs(self, hidden: Tensor, batch: TreeBatch) -> Tensor:
-        outputs: Tensor = self.head(*self._of_actions(hidden, batch))
+        outputs: Tensor = self.head(self._read(hidden, batch, batch.last_positions))
         shape = (self.heads,) if self.objective.outputs == 1 else (self.heads, self.objective.outputs)
         return outputs.view(-1, *shape)
 
-    def _of_actions(self, hidden: Tensor, batch: TreeBatch) -> tuple[Tensor, Tensor | None]:
-        """The hidden state at the end of every action, (batch, hidden), and its likelihood (batch, 1) where wanted.
-
-        The likelihood is a feature and is not trained: it would teach the trunk to speak and not to judge.
-        """
-        likelihood = None
-        if self.likelihood:
-            with torch.no_grad():
-                logprobs, _, _ = self.model.response_logprobs(hidden.detach(), batch)
-                mask = batch.action_mask
-                likelihood = (logprobs * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
-        return hidden[batch.action_rows, batch.last_positions], likelihood
+    def _read(self, hidden: Tensor, batch: TreeBatch, positions: Tensor) -> Tensor:
+        """What the heads see at one position of every action's row, (batch, hidden)."""
+        return hidden[batch.action_rows, positions] if self.pooling == "last" else _means(hidden, batch, positions)
 
     def _losses(self, outputs: Tensor, returns: Tensor) -> Tensor:
         """Of every action and head, (batch, heads)."""
@@ -154,7 +159,7 @@ class QCritic(pl.LightningModule):
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
-                hidden = self.model.hidden(batch)
+                hidden = self._hidden(batch)
                 q = self.objective.values(self._outputs(hidden, batch))
                 values = iter((q.mean(-1) - self.pessimism * q.std(-1, unbiased=False)).tolist())
                 states = iter(self._values_of_states(hidden, batch))
@@ -168,7 +173,7 @@ class QCritic(pl.LightningModule):
     def _values_of_states(self, hidden: Tensor, batch: TreeBatch) -> list[float | None]:
         if self.state_head is None:
             return [None] * len(batch.action_rows)
-        outputs: Tensor = self.state_head(_before_actions(hidden, batch))
+        outputs: Tensor = self.state_head(self._read(hidden, batch, batch.predict_positions[:, 0]))
         return list(self.objective.values(outputs).tolist())
 
     # -- the head alone -------------------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ class QCritic(pl.LightningModule):
 
         Args:
             batches: of logged conversations.
-            states: what the head of states sees instead: the hidden state before the action.
+            states: whether what the head of states sees, before each action, is wanted too.
 
         Raises:
             ValueError: there is no batch.
@@ -190,12 +195,12 @@ class QCritic(pl.LightningModule):
         with self.model.using(CRITIC):
             for batch in batches:
                 tree = batch.tree.to(self.model.device)
-                hidden = self.model.hidden(tree)
+                hidden = self._hidden(tree)
+                values = self.head.seen(self._read(hidden, tree, tree.last_positions)).cpu()
+                before = None
                 if states:
-                    values = self.head.seen(_before_actions(hidden, tree)).cpu()
-                else:
-                    values = self.head.seen(*self._of_actions(hidden, tree)).cpu()
-                parts.append(ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu()))
+                    before = self.head.seen(self._read(hidden, tree, tree.predict_positions[:, 0])).cpu()
+                parts.append(ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu(), before))
         self.train(training)
         return ActionFeatures.join(parts)
 
@@ -227,19 +232,22 @@ class QCritic(pl.LightningModule):
             self.head.linear.bias[head] = bias
 
     @torch.no_grad()
-    def fit_states(self, states: ActionFeatures, *, prior: float = 3.0, trust: float = 0.5) -> None:
+    def fit_states(self, features: ActionFeatures, *, prior: float = 3.0, trust: float = 0.5) -> None:
         """Solves for V(s) = E[G_t | s_t = s] under those who wrote the logs, on the trunk as it is.
 
         What an action was worth is then Q(s, a) − V(s): how the end became likelier, or less, by it.
 
         Args:
-            states: what `features` gives of states.
+            features: what `features` gives with ``states``.
             prior: as for `fit_head`.
             trust: as for `fit_head`.
 
         Raises:
-            ValueError: the loss is ``hl-gauss``, whose head has no such optimum.
+            ValueError: the loss is ``hl-gauss``, whose head has no such optimum, or the features are without states.
         """
+        if features.states is None:
+            raise ValueError("fit_states needs the features of states: ask features(…, states=True) for them")
+        states = ActionFeatures(features.states, features.returns, features.conversations)
         weight, bias = solve_head(states, prior=prior, trust=trust, objective=self.objective)
         head = ScalarHead(self.model.hidden_size).to(self.head.linear.weight.device)
         head.linear.weight[0] = weight
@@ -324,9 +332,18 @@ class QCritic(pl.LightningModule):
         )
 
 
-def _before_actions(hidden: Tensor, batch: TreeBatch) -> Tensor:
-    """The hidden state at the end of every action's state, (batch, hidden)."""
-    return hidden[batch.action_rows, batch.predict_positions[:, 0]]
+def _means(hidden: Tensor, batch: TreeBatch, positions: Tensor) -> Tensor:
+    """For every action the mean hidden state of what its position may look at, (batch, hidden) in float32."""
+    rows = batch.action_rows
+    if batch.attention_mask is None:
+        seen = torch.arange(hidden.shape[1], device=hidden.device) <= positions[:, None]
+    else:
+        seen = batch.attention_mask[rows, 0, positions]
+    shares = seen / seen.sum(1, keepdim=True)
+    with torch.autocast(hidden.device.type, enabled=False):
+        # A product a row: the hidden states of a row for each of its actions would be many times the batch.
+        parts = torch.split(shares, torch.bincount(rows, minlength=len(hidden)).tolist())
+        return torch.cat([part @ row.float() for part, row in zip(parts, hidden, strict=True)])
 
 
 def bootstrap_weights(tree: TokenTree, heads: int) -> Tensor:

@@ -97,44 +97,52 @@ class CriticFit:
         Raises:
             LogDataError: no outcome is known, or too few conversations are held out for all processes.
         """
-        self._logs(logs, validation)
-        self._fit_states(logs)
-
-    def _fit_states(self, logs: Sequence[Conversation]) -> None:
-        """V(s), for what a single message was worth; not every loss has it."""
+        read = self._logs(logs, validation)
         if isinstance(self.critic.objective, HLGauss):
             return
-        prior, trust = self.settings.critic_head_prior, self.settings.critic_head_trust
-        some = self._some(logs)
-        self.tools.progress.step(len(some), "conversations read")
-        found = self._features(some, states=True)
-        if found is not None:
-            self.critic.fit_states(found, prior=prior, trust=trust)
+        # V(s), for what a single message was worth; not every loss has it.
+        if read is None:
+            some = self._some(logs)
+            self.tools.progress.step(len(some), "conversations read")
+            read = self._features(some, states=True)
+        if read is not None:
+            self.critic.fit_states(read, prior=self.settings.critic_head_prior, trust=self.settings.critic_head_trust)
 
-    def _logs(self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None) -> None:
+    def _logs(self, logs: Sequence[Conversation], validation: Sequence[Conversation] | None) -> ActionFeatures | None:
+        """Fits Q; gives what was read of the logs, if the trunk is still the one that read it."""
         settings = self.settings
         if settings.critic_epochs == 0:
-            self._solve_head([], logs, measure=validation is None)
+            read = self._solve_head([], logs, measure=validation is None, states=True)
             if validation is not None:
                 some = select(logs, np.flatnonzero(outcomes_known(logs))[:1])  # a data module has to have one
                 self.tools.validate(self.critic, self._data(some, validation))
-            return
+            return read
         if validation is None:
             logs, validation = split_conversations(logs, settings.validation_fraction, self.tools.seed)
         if settings.critic_solve_head:
             self._solve_head([], logs)
         self._tune(logs, validation)
+        return None
 
     def _solve_head(
-        self, past: Sequence[Sequence[Conversation]], newest: Sequence[Conversation], *, measure: bool = False
-    ) -> None:
-        """The optimal linear head on the critic's trunk as it is; with ``measure`` cross-validated too."""
+        self,
+        past: Sequence[Sequence[Conversation]],
+        newest: Sequence[Conversation],
+        *,
+        measure: bool = False,
+        states: bool = False,
+    ) -> ActionFeatures:
+        """The optimal linear head on the critic's trunk as it is; with ``measure`` cross-validated too.
+
+        Returns:
+            What was read of the newest, with ``states`` of the states too.
+        """
         settings = self.settings
         groups = [self._some(group) for group in (*past, newest)]
         known = [self._seen_before(group) for group in groups]
         unread = [group for group, features in zip(groups, known, strict=True) if features is None]
         self.tools.progress.step(sum(map(len, unread)), "conversations read")
-        read = [features or self._features(group) for group, features in zip(groups, known, strict=True)]
+        read = [features or self._features(group, states=states) for group, features in zip(groups, known, strict=True)]
         if settings.critic_epochs == 0:
             self._seen = list(zip(groups, read, strict=True))
         *before, new = read
@@ -155,6 +163,7 @@ class CriticFit:
                 folds=folds,
                 seed=self.tools.seed,
             )
+        return new
 
     def _some(self, conversations: Sequence[Conversation]) -> Sequence[Conversation]:
         """Those of known outcome; when they have more turns than a head is solved for, whole ones drawn by chance.

@@ -22,11 +22,13 @@ class ActionFeatures:
         values: (n, hidden).
         returns: of the actions, (n,).
         conversations: which conversation each action is of, (n,): a number that means nothing but "the same".
+        states: the same before each action, (n, hidden), where it was asked for.
     """
 
     values: Tensor
     returns: Tensor
     conversations: Tensor
+    states: Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[ActionFeatures]) -> ActionFeatures:
@@ -41,8 +43,12 @@ class ActionFeatures:
         for part in parts:
             numbers.append(part.conversations + first)
             first += int(part.conversations.max()) + 1 if len(part.conversations) else 0
+        states = [part.states for part in parts if part.states is not None]
         return cls(
-            torch.cat([part.values for part in parts]), torch.cat([part.returns for part in parts]), torch.cat(numbers)
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.returns for part in parts]),
+            torch.cat(numbers),
+            torch.cat(states) if len(states) == len(parts) else None,
         )
 
     def bootstrap(self, number: int) -> ActionFeatures:
@@ -51,11 +57,12 @@ class ActionFeatures:
         generator = torch.Generator().manual_seed(number)
         times = torch.bincount(torch.randint(len(names), (len(names),), generator=generator), minlength=len(names))
         rows = torch.arange(len(places)).repeat_interleave(times[places])
-        return ActionFeatures(self.values[rows], self.returns[rows], self.conversations[rows])
+        return self.where(rows)
 
     def where(self, chosen: Tensor) -> ActionFeatures:
-        """The actions where ``chosen`` (n,) is true."""
-        return ActionFeatures(self.values[chosen], self.returns[chosen], self.conversations[chosen])
+        """The actions at some places, or where ``chosen`` (n,) is true."""
+        states = None if self.states is None else self.states[chosen]
+        return ActionFeatures(self.values[chosen], self.returns[chosen], self.conversations[chosen], states)
 
 
 def solve_head(

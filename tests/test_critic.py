@@ -15,7 +15,7 @@ from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.critic import QCritic, bootstrap_weights
 from lightning_iterppo.critic_fit import CriticFit
 from lightning_iterppo.data.turns import TurnDataModule
-from lightning_iterppo.errors import LogDataError
+from lightning_iterppo.errors import ConfigError, LogDataError
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
@@ -47,8 +47,10 @@ def a_trainer(epochs: int, **more: Any) -> Trainer:
     )
 
 
-def made(make: Make, kind: str = "full", **more: Any) -> tuple[QCritic, ChatRenderer, Callable[..., TurnDataModule]]:
-    model = make(kind, vocabulary=COLOURS, hidden=16, layers=1, rank=8)
+def made(
+    make: Make, kind: str = "full", *, layers: int = 1, **more: Any
+) -> tuple[QCritic, ChatRenderer, Callable[..., TurnDataModule]]:
+    model = make(kind, vocabulary=COLOURS, hidden=16, layers=layers, rank=8)
     renderer = ChatRenderer(model.tokenizer)
     critic = QCritic(model, **{"learning_rate": 1e-2, "head_learning_rate": 1e-2, "warmup_steps": 2, **more})
 
@@ -106,19 +108,6 @@ def test_a_turn_that_counts_nothing_teaches_nothing(make_language_model: Make) -
         losses.append(float(critic.training_step(batch, 0)))
     assert losses[0] == pytest.approx(math.log(2))  # the head starts at zero
     assert losses[1:] == pytest.approx([math.log(2) / 2, 0.0])
-
-
-def test_a_critic_that_sees_likelihood_tells_usual_messages_from_odd_ones(make_language_model: Make) -> None:
-    """With all else taken away: the one number beside the hidden state is enough."""
-    critic, _, data = made(make_language_model, likelihood=True)
-    module = data([talk(n) for n in range(24)], [])
-    features = critic.features(module.train_dataloader())
-    features.values[:, :-1] = 0.0
-    features.returns = (features.values[:, -1] > features.values[:, -1].median()).float()
-    critic.fit_head(features, prior=0.01, trust=1.0)
-    scores = torch.sigmoid(critic.head.linear(features.values)).squeeze(-1)
-    assert scores[features.returns == 1].min() > scores[features.returns == 0].max()
-    assert float(critic.head.linear.weight[0, -1]) > 0
 
 
 def test_heads_of_an_ensemble_differ_and_pessimism_takes_that_off(make_language_model: Make) -> None:
@@ -265,21 +254,51 @@ def test_the_head_is_scaled_to_how_often_the_newest_conversations_go_well(make_l
     assert min(values[:2]) > max(values[2:])
 
 
-@pytest.mark.parametrize("likelihood", [False, True])
+def test_a_layer_or_pooling_that_is_not_there(make_language_model: Make) -> None:
+    with pytest.raises(ValueError, match=r"pooling must be one of last, mean, found 'max'"):
+        made(make_language_model, pooling="max")
+    with pytest.raises(ConfigError, match=r"critic\.layer is 3, but the model has 2 layers"):
+        made(make_language_model, layers=2, layer=3)
+
+
+def test_what_frozen_layers_made_is_kept_whichever_layer_is_read(make_language_model: Make) -> None:
+    """Layers that are kept are those below the adapters, and a critic may stop below, at or above them."""
+    found = {}
+    for keep in (True, False):
+        for layer in (1, 2, 3):
+            model = make_language_model("lora", vocabulary=COLOURS, layers=3, top_layers=1, keep_features=keep)
+            critic, tree = QCritic(model, layer=layer), ChatRenderer(model.tokenizer).render(talk(0)).tree
+            torch.nn.init.constant_(critic.head.linear.weight[:, ::2], 0.1)
+            found[keep, layer] = [critic.score([tree]), critic.score([tree])]
+    assert all(found[True, layer] == found[False, layer] for layer in (1, 2, 3))
+    assert len({str(found[True, layer][0]) for layer in (1, 2, 3)}) == 3
+
+
+READINGS = pytest.mark.parametrize(("pooling", "layer"), [("last", None), ("mean", None), ("last", 1), ("mean", 2)])
+
+
+@READINGS
 def test_features_are_what_the_head_sees(
-    likelihood: bool, make_language_model: Make, stir: Callable[..., None]
+    pooling: str, layer: int | None, make_language_model: Make, stir: Callable[..., None]
 ) -> None:
-    critic, _, data = made(make_language_model, likelihood=likelihood)
+    critic, _, data = made(make_language_model, layers=2, pooling=pooling, layer=layer)
     critic.model.copy("policy", "critic")
     stir(critic.model, "critic")
     torch.nn.init.normal_(critic.head.linear.weight)
     module = data([talk(n) for n in range(6)], [])
     batch = module.collate(module.train_trees)
-    features = critic.features([batch])
+    features = critic.features([batch], states=True)
     assert critic.model.active == "policy"
     assert torch.equal(features.returns, batch.returns)
     with torch.no_grad(), critic.model.using("critic"):
         torch.testing.assert_close(critic.head.linear(features.values), critic(batch.tree))
+        hidden = critic.model.hidden(batch.tree, layers=layer)
+        positions = batch.tree.predict_positions[:, 0]
+        for row, position, seen in zip(batch.tree.action_rows, positions, features.states, strict=True):
+            before = hidden[row, position] if pooling == "last" else hidden[row, : position + 1].mean(0)
+            torch.testing.assert_close(critic.head.norm(before), seen)
+    with pytest.raises(ValueError, match=r"ask features\(…, states=True\)"):
+        critic.fit_states(critic.features([batch]))
 
 
 def two_trees(renderer: ChatRenderer) -> list[TokenTree]:
@@ -291,11 +310,11 @@ def two_trees(renderer: ChatRenderer) -> list[TokenTree]:
     return [grown, short.tree, long.tree]
 
 
-@pytest.mark.parametrize("likelihood", [False, True])
+@READINGS
 def test_scores_are_the_forward_pass_in_the_order_of_the_responses(
-    likelihood: bool, make_language_model: Make, stir: Callable[..., None]
+    pooling: str, layer: int | None, make_language_model: Make, stir: Callable[..., None]
 ) -> None:
-    critic, renderer, _ = made(make_language_model, likelihood=likelihood)
+    critic, renderer, _ = made(make_language_model, layers=2, pooling=pooling, layer=layer)
     critic.model.copy("policy", "critic")
     stir(critic.model, "critic", scale=0.3)
     torch.nn.init.normal_(critic.head.linear.weight)
@@ -311,17 +330,12 @@ def test_scores_are_the_forward_pass_in_the_order_of_the_responses(
             assert values == pytest.approx(alone, abs=1e-5)
             # Each response is scored at its own last token, as if its path stood alone.
             for action, value in zip(tree.actions, values, strict=True):
-                path, said = tree.path(action), len(tree.segments[action].token_ids)
-                hidden = critic.model.trunk(input_ids=torch.tensor([path])).last_hidden_state[0]
-                extra = None
-                if likelihood:
-                    logprobs = (
-                        critic.model.logits(hidden).log_softmax(-1)[:-1].gather(-1, torch.tensor(path[1:])[:, None])
-                    )
-                    extra = logprobs[-said:].mean(0)
-                assert value == pytest.approx(float(torch.sigmoid(critic.head(hidden[-1], extra))), abs=1e-5)
+                output = critic.model.trunk(input_ids=torch.tensor([tree.path(action)]), output_hidden_states=True)
+                hidden = output.last_hidden_state[0] if layer is None else output.hidden_states[layer][0]
+                seen = hidden[-1] if pooling == "last" else hidden.mean(0)
+                assert value == pytest.approx(float(torch.sigmoid(critic.head(seen))), abs=1e-5)
     assert scores[0][:4] == pytest.approx(scores[2], abs=1e-5)  # branches change nothing for the trunk
-    assert len(set(scores[0])) > 4
+    assert len({round(value, 5) for value in scores[0]}) > 4
     assert critic.score(trees, rows=8) == [pytest.approx(values, abs=1e-5) for values in scores]
 
 

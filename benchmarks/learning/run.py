@@ -59,7 +59,6 @@ VARIANTS: Final[tuple[tuple[str, ...], ...]] = (
     ("critic.loss=hl-gauss", "critic.solve_head=false"),
     ("critic.heads=5",),
     ("critic.heads=5", "critic.pessimism=0.5"),
-    ("critic.likelihood=true",),
     ("critic.history=0",),
     ("critic.history_weights=true",),
     ("critic.use_logs=false",),

@@ -14,23 +14,22 @@ class ScalarHead(nn.Module):
     Args:
         hidden_size: the trunk's width.
         outputs: how many numbers.
-        extra: how many numbers the linear map sees beside the hidden state; they should be of the order of 1.
     """
 
-    def __init__(self, hidden_size: int, outputs: int = 1, extra: int = 0) -> None:
+    def __init__(self, hidden_size: int, outputs: int = 1) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
-        self.linear = nn.Linear(hidden_size + extra, outputs)
+        self.linear = nn.Linear(hidden_size, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def seen(self, hidden: Tensor, extra: Tensor | None = None) -> Tensor:
-        """What the linear map sees of (…, hidden) and of (…, extra): (…, hidden + extra)."""
+    def seen(self, hidden: Tensor) -> Tensor:
+        """What the linear map sees of (…, hidden), of the same shape."""
         normal: Tensor = self.norm(hidden.to(self.linear.weight.dtype))
-        return normal if extra is None else torch.cat([normal, extra.to(normal)], dim=-1)
+        return normal
 
-    def forward(self, hidden: Tensor, extra: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """(…, hidden) to (…), or to (…, outputs) when there are several."""
         with torch.autocast(hidden.device.type, enabled=False):
-            value: Tensor = self.linear(self.seen(hidden, extra))
+            value: Tensor = self.linear(self.seen(hidden))
         return value.squeeze(-1) if value.shape[-1] == 1 else value

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.models.adaptation import Adaptation, Computing, linear_names
 from lightning_iterppo.models.attention import grouped
 from lightning_iterppo.models.backbones import Backbone, load_backbone
@@ -253,14 +254,32 @@ class LanguageModel(nn.Module):
         config = self.causal_lm.config
         return grouped(config) if config.model_type in PLAIN_STACKS else nullcontext()
 
-    def hidden(self, batch: TreeBatch) -> Tensor:
-        """Last hidden states of every token under the active variant, (rows, tokens, hidden).
+    def check_layer(self, layer: int | None) -> None:
+        """Whether `hidden` can stop after a layer.
+
+        Raises:
+            ConfigError: the model has no such layer, or cannot be run in parts.
+        """
+        if layer is None:
+            return
+        config = self.causal_lm.config
+        if config.model_type not in PLAIN_STACKS:
+            raise ConfigError(f"critic.layer is {layer}, but a {config.model_type} model cannot stop there; take null")
+        if not 1 <= layer <= config.num_hidden_layers:
+            raise ConfigError(f"critic.layer is {layer}, but the model has {config.num_hidden_layers} layers")
+
+    def hidden(self, batch: TreeBatch, *, layers: int | None = None) -> Tensor:
+        """Hidden states of every token under the active variant, (rows, tokens, hidden), as the last layer leaves them.
 
         Layers below the adapted ones are the same for every variant and never change: what they make of a tree is
         computed once and kept on it, for all passes over it.
+
+        Args:
+            batch: the rows.
+            layers: stop after so many; as transformers' ``hidden_states[layers]``, only the last are normalised.
         """
         with self.precision(), self.folded():
-            return self._passes.hidden(batch)
+            return self._passes.hidden(batch, None if layers == self.causal_lm.config.num_hidden_layers else layers)
 
     @contextmanager
     def _as_then(self, name: str, folds: AbstractContextManager[None]) -> Iterator[None]:

@@ -106,21 +106,26 @@ class Passes:
         # Whose features a tree holds. An object and not id(self), which a later model can have again.
         self._owner = object()
 
-    def hidden(self, batch: TreeBatch) -> Tensor:
-        """Last hidden states of every token of the rows, (rows, tokens, hidden)."""
-        if self.computing.share_prefixes:
-            return self._trimmed(batch)
-        alone, rows, positions = own_rows(batch)
-        return self._trimmed(alone)[rows, positions]
+    def hidden(self, batch: TreeBatch, layers: int | None = None) -> Tensor:
+        """Hidden states of every token of the rows, (rows, tokens, hidden).
 
-    def _trimmed(self, batch: TreeBatch) -> Tensor:
+        Args:
+            batch: the rows.
+            layers: how many layers are computed, where the model can be run in parts; None is the whole trunk.
+        """
+        if self.computing.share_prefixes:
+            return self._trimmed(batch, layers)
+        alone, rows, positions = own_rows(batch)
+        return self._trimmed(alone, layers)[rows, positions]
+
+    def _trimmed(self, batch: TreeBatch, layers: int | None) -> Tensor:
         width = batch.input_ids.shape[1]
         groups = [list(range(len(batch.trees)))]
         if self.computing.trim_padding:
             groups = like_lengths([len(tree) for tree in batch.trees], self._call_cost(batch.input_ids.device))
         if len(groups) == 1:
-            return self._shared(batch)
-        parts = [self._shared(batch.trunk_rows(group)) for group in groups]
+            return self._shared(batch, layers)
+        parts = [self._shared(batch.trunk_rows(group), layers) for group in groups]
         places = torch.tensor([row for group in groups for row in group], device=batch.input_ids.device)
         # What pads is nobody's, so that zeros serve.
         return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])[places.argsort()]
@@ -129,9 +134,10 @@ class Passes:
         """What one more pass costs beside its tokens, in tokens."""
         return _LAYER_CALL["cpu" if device.type == "cpu" else "accelerator"] / self._layer_size
 
-    def _shared(self, batch: TreeBatch) -> Tensor:
-        if self.frozen_layers == 0:
-            return self._run(batch, input_ids=batch.input_ids)
+    def _shared(self, batch: TreeBatch, layers: int | None) -> Tensor:
+        if self.frozen_layers == 0 or (layers is not None and layers <= self.frozen_layers):
+            with self._span(0, layers):
+                return self._run(batch, input_ids=batch.input_ids)
         known = [tree.features for tree in batch.trees]
         width = batch.input_ids.shape[1]
         if any(item is None or item[0] is not self._owner for item in known):
@@ -142,8 +148,11 @@ class Passes:
         else:
             features = pad_sequence([item[1] for item in known if item is not None], batch_first=True)
             features = F.pad(features, (0, 0, 0, width - features.shape[1])).to(batch.input_ids.device)
-        with layer_span(self.trunk, self.frozen_layers, None):
+        with self._span(self.frozen_layers, layers):
             return self._run(batch, inputs_embeds=features)
+
+    def _span(self, start: int, stop: int | None) -> AbstractContextManager[None]:
+        return nullcontext() if start == 0 and stop is None else layer_span(self.trunk, start, stop)
 
     def _run(self, batch: TreeBatch, **inputs: Tensor) -> Tensor:
         mask = None if batch.attention_mask is None else self.attention_mask(batch.attention_mask)
