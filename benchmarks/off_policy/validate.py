@@ -181,6 +181,18 @@ def shop_table(record: dict[str, Any]) -> str:
         truth = float(np.mean([row["truth"] for row in rows]))
         named = "that of the logs" if distance == 0 else f"{distance} iteration{'s' * (distance > 1)} on"
         lines.append(f"| {named} | {len(kept)} of {len(rows)} | {truth:.3f} | {' | '.join(cells)} |")
+    estimated = [row for row in record["rows"] if row["verdict"] == "estimated"]
+    holds = {
+        name: [row[key]["ci95"][0] <= row["truth"] <= row[key]["ci95"][1] for row in estimated]
+        for key, name in NAMES.items()
+    }
+    said = ", ".join(f"{name} {100 * float(np.mean(each)):.1f} %" for name, each in holds.items())
+    runs = len({row["seed"] for row in record["rows"]})
+    logs = len({(row["seed"], row["logs"]) for row in record["rows"]})
+    lines += [
+        "",
+        f"Coverage of all that was estimated: {said}. {runs} runs, {logs} logs, {record['machine']['processor']}.",
+    ]
     return "\n".join(lines)
 
 
