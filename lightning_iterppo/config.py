@@ -165,8 +165,8 @@ class CriticConfig:
     # Standard deviations of the heads taken off Q in an improvement. Higher stays with what the logs know; 0 does not
     # care how sure Q is.
     pessimism: float = 0.0
-    # What the heads see: `last`, the hidden state of a message's last token, which tells two responses to one state
-    # apart; `mean`, the mean over the conversation up to there, which says better how a long conversation goes.
+    # What the heads see: `last`, the hidden state of a message's last token; `mean`, the mean over the conversation up
+    # to there, which says better how a long one goes, and less of two responses to one state.
     pooling: str = "last"
     # Whose hidden states, from 1. Lower costs less, and tells more of what is said and less of what will be said next;
     # null is the last layer.

@@ -53,8 +53,8 @@ class QCritic(pl.LightningModule):
         pessimism: how many standard deviations of the heads `score` takes off their mean, so that what the logs say
             little about is not mistaken for good.
         pooling: what of the hidden states the heads see: ``last``, that of the action's last token, or ``mean``, the
-            mean over all tokens of the conversation up to there. The mean says better how a long conversation goes, the
-            last token which of two responses to one state is the better one.
+            mean over all tokens of the conversation up to there. The mean says better how a long conversation goes; of
+            two responses to one state it shows little, since they are a few of its tokens.
         layer: whose hidden states, from 1; None is the last one's. Layers above it are not computed. What a
             conversation is about stands clearer in the middle of a language model than at its end, which has the next
             token in mind.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -15,10 +16,11 @@ import pytest
 
 import lightning_iterppo
 from lightning_iterppo.cli import main
+from lightning_iterppo.cli_commands import recipe_of
 from lightning_iterppo.composition import compose, load_recipe, to_yaml
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.conversation import Conversation, ConversationError, Turn
-from lightning_iterppo.errors import LogFormatError
+from lightning_iterppo.errors import ConfigError, LogFormatError
 from lightning_iterppo.summary import Rate, Summary
 
 Fails = Callable[..., str]
@@ -407,3 +409,16 @@ def test_a_closed_pipe_is_no_failure_worth_a_line() -> None:
     command = f"{sys.executable} -m lightning_iterppo.cli show shop | head -n 1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("name: shop\n", "")
+
+
+def test_conversations_beside_a_recipe_take_the_place_of_its_logs() -> None:
+    """The recipe persuasion leaves its logs' path to the user, who has named the files already."""
+    given = argparse.Namespace(recipe="persuasion", overrides=["seed=5"], data=[Path('a "b".jsonl'), Path("c,d.jsonl")])
+    recipe = recipe_of(given)
+    assert recipe.logs["path"] == ['a "b".jsonl', "c,d.jsonl"] and recipe.seed == 5
+    given.overrides = ["logs.path=own.jsonl"]
+    assert recipe_of(given).logs["path"] == "own.jsonl"
+    given.data = []
+    given.overrides = []
+    with pytest.raises(ConfigError, match=r"logs\.path has no value"):
+        recipe_of(given)

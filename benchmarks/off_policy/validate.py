@@ -163,6 +163,12 @@ def _cells(found: dict[str, Any] | None) -> list[str]:
     ]
 
 
+def _share_held(rows: list[dict[str, Any]], estimator: str) -> float:
+    """How many of the intervals hold the truth."""
+    ends = [row[estimator]["ci95"] for row in rows]
+    return float(np.mean([low <= row["truth"] <= high for row, (low, high) in zip(rows, ends, strict=True)]))
+
+
 def shop_table(record: dict[str, Any]) -> str:
     """The shop's record as a Markdown table: one line a policy, over the repetitions."""
     lines = ["| policy | estimated | truth | " + " | ".join(f"{n} RMSE, cover" for n in NAMES.values()) + " |"]
@@ -176,17 +182,12 @@ def shop_table(record: dict[str, Any]) -> str:
                 cells.append("–")
                 continue
             errors = [row[name]["value"] - row["truth"] for row in kept]
-            holds = [row[name]["ci95"][0] <= row["truth"] <= row[name]["ci95"][1] for row in kept]
-            cells.append(f"{float(np.sqrt(np.square(errors).mean())):.3f}, {100 * float(np.mean(holds)):.0f} %")
+            cells.append(f"{float(np.sqrt(np.square(errors).mean())):.3f}, {100 * _share_held(kept, name):.0f} %")
         truth = float(np.mean([row["truth"] for row in rows]))
         named = "that of the logs" if distance == 0 else f"{distance} iteration{'s' * (distance > 1)} on"
         lines.append(f"| {named} | {len(kept)} of {len(rows)} | {truth:.3f} | {' | '.join(cells)} |")
     estimated = [row for row in record["rows"] if row["verdict"] == "estimated"]
-    holds = {
-        name: [row[key]["ci95"][0] <= row["truth"] <= row[key]["ci95"][1] for row in estimated]
-        for key, name in NAMES.items()
-    }
-    said = ", ".join(f"{name} {100 * float(np.mean(each)):.1f} %" for name, each in holds.items())
+    said = ", ".join(f"{name} {100 * _share_held(estimated, key):.1f} %" for key, name in NAMES.items())
     runs = len({row["seed"] for row in record["rows"]})
     logs = len({(row["seed"], row["logs"]) for row in record["rows"]})
     lines += [
