@@ -243,7 +243,8 @@ def _where(loop: IterativePPOLoop) -> str:
 def _amount(loop: IterativePPOLoop) -> str:
     progress = loop.progress
     if progress.total:
-        return f"{progress.done}/{progress.total} {progress.unit}"
+        failed = f", {progress.failed} failed" if progress.failed else ""
+        return f"{progress.done}/{progress.total} {progress.unit}{failed}"
     return f"{progress.done} {progress.unit}" if progress.done else ""
 
 

@@ -193,6 +193,8 @@ def _settings(config: Recipe) -> LoopSettings:
         held_out_conversations=loop.held_out_conversations,
         evaluate_every=loop.evaluate_every,
         batch=loop.batch,
+        failed_share=loop.failed_share,
+        customer_timeout=loop.customer_timeout,
         sampling=_sampling(config),
         gamma=critic.gamma,
         warm_start_epochs=config.warm_start.epochs,

@@ -81,6 +81,8 @@ def run_end(summary: Summary, run: Path) -> None:
     before_example, after_example = summary.examples
     if before_example or after_example:
         say("", _side_by_side(before_example, after_example))
+    for name, failed in summary.failed.items():
+        say("", f"{name}: {failed.conversations} conversations failed and count nowhere; the first: {failed.first}")
     if summary.stop_reason:
         say("", f"stopped early: {summary.stop_reason}")
     say("", f"The run is in {run}", f"Next: {_next_command(summary, run)}")

@@ -273,6 +273,11 @@ class LoopConfig:
     # Conversations talked side by side: as one ends, the next begins. Higher is faster until memory or cores run out.
     # Another number draws other conversations, as another seed does.
     batch: int = 32
+    # The share of conversations that may fail, because their customer raised an error, took too long, or answered what
+    # cannot be an answer. Each is lost, and counted; one more stops the run. 0 stops at the first.
+    failed_share: float = 0.1
+    # Seconds that a customer with `async def` methods may take for an answer. Others see to it themselves.
+    customer_timeout: float = 120.0
 
 
 @dataclass

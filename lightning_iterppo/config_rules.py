@@ -113,6 +113,8 @@ _RULES: dict[str, tuple[Test, str]] = {
     "loop.judge_fraction": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
     "loop.evaluate_every": _at_least(0),
     "loop.batch": _at_least(1),
+    "loop.failed_share": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
+    "loop.customer_timeout": _POSITIVE,
     "trainer.accelerator": _one_of(ACCELERATORS),
     "trainer.precision": _one_of(PRECISIONS),
     "trainer.gradient_clip_val": _POSITIVE,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
+from lightning_iterppo.collection import Failure
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_fit import CriticFit
@@ -36,7 +37,7 @@ from lightning_iterppo.progress import Progress
 from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.snapshot import load_modules, module_state, save_checkpoint
-from lightning_iterppo.summary import CRITIC_FIGURES, POLICY_FIGURES, IterationRecord, Rate, Summary
+from lightning_iterppo.summary import CRITIC_FIGURES, POLICY_FIGURES, Failures, IterationRecord, Rate, Summary
 from lightning_iterppo.talker import EVALUATION_SEEDS, TRAINING_SEEDS, Talker
 from lightning_iterppo.trainer import TrainerFactory, barrier, gather_lists, rank
 from lightning_iterppo.warm_start import WarmStart
@@ -107,7 +108,14 @@ class IterativePPOLoop:
             loggers=list(loggers),
             seed=seed,
         )
-        self.talker = Talker(language_model, renderer, settings, self.tools, events=critic.objective.probability)
+        self.talker = Talker(
+            language_model,
+            renderer,
+            settings,
+            self.tools,
+            events=critic.objective.probability,
+            on_failures=self._count_failures,
+        )
         self.measurement = Measurement(self.talker, settings, self.tools, self._keep)
         self.critic_fit = CriticFit(critic, renderer, settings, self.tools)
         self.improvement = PolicyImprovement(policy, critic, self.talker, settings, self.tools)
@@ -305,6 +313,9 @@ class IterativePPOLoop:
         if when == "after" and self.estimate is not None:
             self.tools.begin("score")
             self.summary.estimate = self.estimate(self)
+
+    def _count_failures(self, prefix: str, failures: Sequence[Failure]) -> None:
+        self.summary.failed[prefix] = Failures(len(failures), failures[0].error)
 
     def _keep(self, name: int | str, conversations: Sequence[Conversation]) -> None:
         if self.run_dir is not None and self.is_main:

@@ -82,24 +82,29 @@ def _is_child_process() -> bool:
 def collect(config: Recipe, output: Path, policy: Path | None, conversations: int | None) -> dict[str, Any]:
     """Conversations under a policy, into a file."""
     count = conversations or config.loop.conversations
-    found = _talk(config, policy, count, "collect", training=True)
+    found, failed = _talk(config, policy, count, "collect", training=True)
     if rank() == 0:
         write_conversations(output, found)
-    return {"conversations": str(output), "collected": asdict(outcome_rate(found))}
+    return {"conversations": str(output), "collected": asdict(outcome_rate(found)), **failed}
 
 
 def evaluate(config: Recipe, policy: Path | None, conversations: int | None) -> dict[str, Any]:
     """The outcome rate of a policy on customers that training never meets."""
     count = conversations or config.loop.evaluation_conversations
-    found = _talk(config, policy, count, "after", training=False)
-    return {"policy": None if policy is None else str(policy), **asdict(outcome_rate(found))}
+    found, failed = _talk(config, policy, count, "after", training=False)
+    return {"policy": None if policy is None else str(policy), **asdict(outcome_rate(found)), **failed}
 
 
-def _talk(config: Recipe, policy: Path | None, count: int, name: str, *, training: bool) -> list[Conversation]:
+def _talk(
+    config: Recipe, policy: Path | None, count: int, name: str, *, training: bool
+) -> tuple[list[Conversation], dict[str, Any]]:
+    """Conversations, and what is to be said of those that failed."""
     loop = build_loop(config, kept=False)
     if policy is not None:
         load_policy(loop.language_model, policy)
-    return loop.talk(count, name, training=training)
+    found = loop.talk(count, name, training=training)
+    failed = loop.summary.failed.get(name)
+    return found, {"failed": failed.conversations, "first_failure": failed.first} if failed else {"failed": 0}
 
 
 def policy_directory(path: Path) -> Path:

@@ -28,6 +28,7 @@ class Progress:
         total: how much there is; 0 when not known.
         unit: what is counted.
         tokens: generated or trained so far in this phase.
+        failed: conversations of this phase that their customers broke off.
     """
 
     phase: Phase = "start"
@@ -37,10 +38,11 @@ class Progress:
     total: int = 0
     unit: str = ""
     tokens: int = 0
+    failed: int = 0
 
     def begin(self, phase: Phase, *, total: int = 0, unit: str = "") -> None:
         """A new phase."""
-        self.phase, self.round, self.tokens = phase, 0, 0
+        self.phase, self.round, self.tokens, self.failed = phase, 0, 0, 0
         self.step(total, unit)
 
     def step(self, total: int, unit: str) -> None:

@@ -18,6 +18,8 @@ class LoopSettings:
     held_out_conversations: int = 0
     evaluate_every: int = 0
     batch: int = 64
+    failed_share: float = 0.1
+    customer_timeout: float = 120.0
     sampling: Sampling = field(default_factory=Sampling)
     gamma: float = 1.0
     warm_start_epochs: int = 2

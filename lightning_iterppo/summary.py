@@ -36,6 +36,19 @@ class Rate:
         return cls(record["outcome_rate"], (low, high), record["conversations"], record["return_mean"])
 
 
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Conversations that their customers broke off: they are in no rate and in no file.
+
+    Args:
+        conversations: how many.
+        first: what the first one failed of.
+    """
+
+    conversations: int
+    first: str
+
+
 @dataclass(slots=True)
 class IterationRecord:
     """One iteration's figures, as `summary.json` names them."""
@@ -63,7 +76,7 @@ class Summary:
     before and after are counted in ``evaluation_seconds``. ``histories_cut`` is the share of states whose history did
     not fit the window; None without a window. ``before_held_out`` and ``after_held_out`` are the second
     figure: a kind of customer that training never meets. ``estimate`` is what `iterppo estimate` says, of the logs that
-    a run without a customer held back.
+    a run without a customer held back. ``failed`` is empty where no customer failed; else by the conversations' prefix.
     """
 
     recipe: str
@@ -80,6 +93,7 @@ class Summary:
     estimate: dict[str, Any] | None = None
     stop_reason: str | None = None
     histories_cut: float | None = None
+    failed: dict[str, Failures] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     iterations: list[IterationRecord] = field(default_factory=list)
     examples: tuple[Conversation | None, Conversation | None] = (None, None)
@@ -110,6 +124,7 @@ class Summary:
         for key in ("before", "after", "before_held_out", "after_held_out", "logs"):
             if known.get(key):
                 known[key] = Rate.from_json(known[key])
+        known["failed"] = {name: Failures(**each) for name, each in known.get("failed", {}).items()}
         known["iterations"] = [IterationRecord.from_json(item) for item in known.get("iterations", [])]
         return cls(**known)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from lightning_iterppo.collection import collect
+from lightning_iterppo.collection import Failure, collect
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.generation.local import LocalEngine, speaking
@@ -32,6 +32,7 @@ class Talker:
         settings: sampling and how many conversations go on side by side.
         tools: progress and seeds.
         events: whether outcomes are of events; else they are amounts, of any size.
+        on_failures: told, with the conversations' prefix, which of them their customers broke off.
     """
 
     def __init__(
@@ -42,17 +43,21 @@ class Talker:
         tools: PhaseTools,
         *,
         events: bool = True,
+        on_failures: Callable[[str, Sequence[Failure]], None] | None = None,
     ) -> None:
         self.model = model
         self.renderer = renderer
         self.settings = settings
         self.tools = tools
         self.events = events
+        self.on_failures = on_failures
 
     def talk(
         self, customer: Callable[[], Customer], kind: int, count: int, version: str, prefix: str, *, after: int = 0
     ) -> list[Conversation]:
         """This process's share of the conversations, then everybody's, in the order of the seeds.
+
+        Those that failed are left out.
 
         Args:
             customer: makes a customer.
@@ -63,7 +68,7 @@ class Talker:
             after: how many customers of the kind the run has met before.
 
         Raises:
-            CustomerError: a customer broke its protocol.
+            CustomerError: more customers failed, or broke their protocol, than may.
         """
         first = _first_seed(kind, self.tools.seed) + after
         own = range(first, first + count)[rank() :: world_size()]
@@ -71,6 +76,12 @@ class Talker:
         def progressed(done: int) -> None:
             self.tools.progress.done = min(done * world_size(), count)
             self.tools.moved()
+
+        failures: list[Failure] = []
+
+        def failed(failure: Failure) -> None:
+            failures.append(failure)
+            self.tools.progress.failed = len(failures)
 
         with speaking(self.model):
             found = collect(
@@ -83,8 +94,14 @@ class Talker:
                 prefix=prefix,
                 batch=self.settings.batch,
                 events=self.events,
+                timeout=self.settings.customer_timeout,
+                failed_share=self.settings.failed_share,
                 on_progress=progressed,
+                on_failure=failed,
             )
+        everyones: list[Failure] = gather_lists(failures)
+        if everyones and self.on_failures is not None:
+            self.on_failures(prefix, everyones)
         gathered: list[Conversation] = gather_lists(found)
         return sorted(gathered, key=lambda conversation: conversation.seed or 0)
 

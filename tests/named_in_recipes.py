@@ -27,6 +27,19 @@ class WordCustomer:
         return CustomerReply("no", done=self.turns == 2)
 
 
+class DroppingCustomer(WordCustomer):
+    """Hangs up on every fifth conversation."""
+
+    def reset(self, seed: int) -> str:
+        self.seed = seed
+        return super().reset(seed)
+
+    def reply(self, history: list[Message]) -> CustomerReply:
+        if self.seed % 5 == 1:
+            raise ConnectionError("hung up")
+        return super().reply(history)
+
+
 class Interrupted(Exception):
     """The run was interrupted on purpose."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from lightning_iterppo.collection import MAX_TURNS, collect
+from lightning_iterppo.collection import Failure, collect
 from lightning_iterppo.conversation import Conversation, Message
 from lightning_iterppo.customers import CustomerReply, Sent
 from lightning_iterppo.errors import CustomerError
@@ -17,6 +19,7 @@ from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import make_scratch_tokenizer
+from lightning_iterppo.talk import MAX_TURNS
 
 WORDS = ["hello", "hat", "red", "blue", "?", "yes", "no"]
 
@@ -271,6 +274,11 @@ class Punishing(Paying):
     reward = -0.5
 
 
+class Wordless(Counting):
+    def reply(self, history: list[Message]) -> CustomerReply:
+        return CustomerReply(None)  # type: ignore[arg-type]
+
+
 class Undefined(Paying):
     reward = float("nan")
 
@@ -287,6 +295,7 @@ class Undefined(Paying):
         (Texting, r"customer Texting \(seed 7\): review must return Sent, found str"),
         (NoOpening, r"customer NoOpening \(seed 7\): reset must return str, found NoneType"),
         (NoReply, r"customer NoReply \(seed 7\): reply must return CustomerReply, found str"),
+        (Wordless, r"customer Wordless \(seed 7\): the text of a reply must be str, found NoneType"),
         (Endless, rf"customer Endless \(seed 7\) did not end after {MAX_TURNS} turns"),
     ],
 )
@@ -318,3 +327,140 @@ def test_an_empty_opening_lets_the_agent_speak_first(renderer: ChatRenderer) -> 
     assert made.turns[0].customer == ""
     assert made.messages == [Message("agent", "red hat"), Message("customer", "yes")]
     assert engine.asked[0][0] == renderer.encode(renderer.prompt_text("sell", []))
+
+
+# -- customers that fail now and then --------------------------------------------------------------------------------
+
+
+class Unreliable(Counting):
+    """Breaks off at its second turn where the seed is even, and does not open at all where it is 9."""
+
+    def reset(self, seed: int) -> str:
+        if seed == 9:
+            raise OSError("no connection")
+        self.seed = seed
+        return super().reset(seed)
+
+    def reply(self, history: list[Message]) -> CustomerReply:
+        if self.seed % 2 == 0 and len(self.heard) == 1:
+            raise OSError("hung up")
+        return super().reply(history)
+
+
+def test_a_conversation_that_fails_is_left_out_and_told(renderer: ChatRenderer) -> None:
+    failures: list[Failure] = []
+    over: list[int] = []
+    found = talk(
+        renderer,
+        Parrot(renderer),
+        Unreliable,
+        [3, 2, 1, 9, 5],
+        batch=2,
+        failed_share=0.4,
+        on_failure=failures.append,
+        on_progress=over.append,
+    )
+    assert [(c.seed, len(c.turns)) for c in found] == [(3, 3), (1, 1), (5, 5)]
+    assert [failure.seed for failure in failures] == [2, 9]
+    assert "customer Unreliable (seed 2): reply raised OSError: hung up" in failures[0].error
+    assert "customer Unreliable (seed 9): reset raised OSError: no connection" in failures[1].error
+    assert over[-1] == 5
+
+
+def test_one_failure_too_many_stops(renderer: ChatRenderer) -> None:
+    message = r"Unreliable \(seed 4\): .* hung up .*; 2 of 4 failed, and loop\.failed_share=0\.3 allows 1"
+    with pytest.raises(CustomerError, match=message):
+        talk(renderer, Parrot(renderer), Unreliable, [3, 2, 4, 1], batch=1, failed_share=0.3)
+
+
+# -- customers that wait for something -------------------------------------------------------------------------------
+
+
+class Meeting:
+    """Answers when all of the batch have been asked: together, or never."""
+
+    def __init__(self, guests: int) -> None:
+        self.guests, self.asked, self.all = guests, 0, asyncio.Event()
+
+    async def come(self) -> None:
+        self.asked += 1
+        if self.asked == self.guests:
+            self.all.set()
+        await self.all.wait()
+
+
+class Slow(Counting):
+    """The asynchronous form of Counting, whose first answers wait for each other."""
+
+    meeting: Meeting
+
+    async def reset(self, seed: int) -> str:  # type: ignore[override]
+        return super().reset(seed)
+
+    async def reply(self, history: list[Message]) -> CustomerReply:  # type: ignore[override]
+        if not self.heard:
+            await self.meeting.come()
+        return super().reply(history)
+
+
+def test_customers_that_wait_are_asked_at_once_and_say_the_same(renderer: ChatRenderer) -> None:
+    Slow.meeting = Meeting(3)
+    found = talk(renderer, Parrot(renderer), Slow, [3, 1, 2], timeout=20)
+    assert found == talk(renderer, Parrot(renderer), Counting, [3, 1, 2])
+
+
+def test_they_are_asked_where_an_event_loop_runs_already(renderer: ChatRenderer) -> None:
+    async def notebook() -> list[Conversation]:
+        return talk(renderer, Parrot(renderer), Slow, [2])
+
+    Slow.meeting = Meeting(1)
+    assert [c.seed for c in asyncio.run(notebook())] == [2]
+
+
+def test_who_takes_too_long_has_failed_and_the_others_go_on(renderer: ChatRenderer) -> None:
+    class Stuck(Slow):
+        async def reply(self, history: list[Message]) -> CustomerReply:  # type: ignore[override]
+            if self.turns == 2:
+                await asyncio.Event().wait()
+            return Counting.reply(self, history)
+
+    failures: list[Failure] = []
+    found = talk(
+        renderer, Parrot(renderer), Stuck, [1, 2, 3], timeout=0.05, failed_share=0.4, on_failure=failures.append
+    )
+    assert [c.seed for c in found] == [1, 3]
+    assert [f.error for f in failures] == [
+        "customer Stuck (seed 2): reply took more than 0.05 s (loop.customer_timeout)"
+    ]
+
+
+def test_its_own_time_out_is_its_own(renderer: ChatRenderer) -> None:
+    class Impatient(Slow):
+        async def reply(self, history: list[Message]) -> CustomerReply:  # type: ignore[override]
+            raise TimeoutError("the server did not answer")
+
+    with pytest.raises(CustomerError, match="reply raised TimeoutError: the server did not answer"):
+        talk(renderer, Parrot(renderer), Impatient, [1], timeout=20)
+
+
+def test_who_returns_something_to_wait_for_must_say_so(renderer: ChatRenderer) -> None:
+    async def later() -> CustomerReply:
+        return CustomerReply("yes", done=True)
+
+    class Unclear(Counting):
+        def reply(self, history: list[Message]) -> Any:
+            return later()
+
+    with pytest.raises(CustomerError, match=r"reply returned something to wait for: write it as async def"):
+        talk(renderer, Parrot(renderer), Unclear, [1])
+
+
+def test_nothing_is_left_waiting_after_an_interruption(renderer: ChatRenderer) -> None:
+    class Interrupted(Parrot):
+        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+            raise KeyboardInterrupt
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        talk(renderer, Interrupted(renderer), Slow, [1, 2])
+    assert threading.active_count() == before

@@ -16,7 +16,7 @@ from lightning_iterppo import critic_fit
 from lightning_iterppo.conversation import Conversation, Suggestion, Turn
 from lightning_iterppo.customers import CustomerReply, Message
 from lightning_iterppo.data.logs import read_conversations
-from lightning_iterppo.errors import LogDataError
+from lightning_iterppo.errors import CustomerError, LogDataError
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.run_directory import RunDirectory
@@ -203,7 +203,7 @@ def test_the_summary_has_the_keys_of_its_schema(run: Run) -> None:
         *("schema", "recipe", "seed", "status", "seconds", "peak_memory_bytes", "before", "after", "iterations"),
     }
     added = {"evaluation_seconds", "before_held_out", "after_held_out", "logs", "stop_reason", "machine"}
-    added |= {"histories_cut", "estimate"}
+    added |= {"histories_cut", "estimate", "failed"}
     assert set(summary) == promised | added
     assert (summary["schema"], summary["recipe"], summary["seed"], summary["status"]) == (1, "words", 7, "finished")
     assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 1_000_000
@@ -503,6 +503,41 @@ def test_the_critic_reads_the_logs_only_if_told(make_loop: Make, use: bool, expe
     settings = {"critic_logs": use, "iterations": 1, "evaluation_conversations": 0, "warm_start_epochs": 0}
     make_loop(settings=settings, callbacks=[watcher], logs=logs()).run()
     assert [count for count in watcher.trees if count] == expected
+
+
+def test_a_customer_that_fails_costs_its_conversation_and_is_counted(make_loop: Make, tmp_path: Path) -> None:
+    from named_in_recipes import DroppingCustomer  # type: ignore[import-not-found]
+
+    path = tmp_path / "run"
+    loop = make_loop(
+        settings={"iterations": 1, "failed_share": 0.3},
+        customer=DroppingCustomer,
+        run_dir=RunDirectory.create(path, ""),
+    )
+    loop.run()
+    summary = json.loads((path / "summary.json").read_text())
+    assert {name: found["conversations"] for name, found in summary["failed"].items()} == {
+        "before": 2,
+        "iteration-000": 4,
+        "after": 2,
+    }
+    assert "(seed 10000001): reply raised ConnectionError: hung up" in summary["failed"]["iteration-000"]["first"]
+    # No zero outcome stands for them: they are in no rate and in no file.
+    assert summary["iterations"][0]["collected"]["conversations"] == 16
+    assert summary["before"]["conversations"] == summary["after"]["conversations"] == 8
+    kept = read_conversations(path / "conversations" / "iteration-000.jsonl")
+    assert len(kept) == 16 and all((c.seed or 0) % 5 != 1 for c in kept)
+    resumed = make_loop(settings={"iterations": 1}, customer=DroppingCustomer)
+    resumed.load_state_dict(loop.state_dict())
+    assert resumed.summary.failed == loop.summary.failed
+
+
+def test_too_many_failures_stop_the_run(make_loop: Make) -> None:
+    from named_in_recipes import DroppingCustomer
+
+    loop = make_loop(settings={"failed_share": 0.1}, customer=DroppingCustomer)
+    with pytest.raises(CustomerError, match=r"hung up .*; 2 of 10 failed, and loop\.failed_share=0\.1 allows 1"):
+        loop.run()
 
 
 def test_a_customer_that_is_won_by_one_word_is_learnt(make_loop: Make) -> None:
