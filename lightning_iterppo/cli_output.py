@@ -83,6 +83,11 @@ def run_end(summary: Summary, run: Path) -> None:
         say("", _side_by_side(before_example, after_example))
     for name, failed in summary.failed.items():
         say("", f"{name}: {failed.conversations} conversations failed and count nowhere; the first: {failed.first}")
+    if summary.usage:
+        names = {name for each in summary.usage.values() for name in each}
+        total = {name: sum(each.get(name, 0) for each in summary.usage.values()) for name in sorted(names)}
+        said = ", ".join(f"{value:,.10g} {name.replace('_', ' ')}" for name, value in total.items())
+        say("", f"what the customers cost: {said}")
     if summary.stop_reason:
         say("", f"stopped early: {summary.stop_reason}")
     say("", f"The run is in {run}", f"Next: {_next_command(summary, run)}")

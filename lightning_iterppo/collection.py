@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightning_iterppo.conversation import Conversation, Suggestion
-from lightning_iterppo.customers import Customer
+from lightning_iterppo.customers import AsyncCustomer, Customer
 from lightning_iterppo.errors import CustomerError
 from lightning_iterppo.generation.engine import Engine, Response
 from lightning_iterppo.generation.sampling import Sampling
@@ -50,7 +50,7 @@ class _Running:
 
 
 def collect(
-    make_customer: Callable[[], Customer],
+    make_customer: Callable[[], Customer | AsyncCustomer],
     seeds: Sequence[int],
     *,
     engine: Engine,
@@ -64,6 +64,7 @@ def collect(
     failed_share: float = 0.0,
     on_progress: Callable[[int], None] | None = None,
     on_failure: Callable[[Failure], None] | None = None,
+    on_usage: Callable[[dict[str, float]], None] | None = None,
 ) -> list[Conversation]:
     """One conversation for each seed, in their order. As soon as one ends, the next begins in its place.
 
@@ -83,6 +84,7 @@ def collect(
         failed_share: how many of the conversations may fail, below 1. One that fails is left out.
         on_progress: called with the number of conversations that are over after every turn.
         on_failure: called with every conversation that failed.
+        on_usage: called with what every conversation cost, as far as its customer counts it.
 
     Raises:
         CustomerError: a customer broke its protocol or failed, with its class and seed, and one too many.
@@ -92,9 +94,14 @@ def collect(
     failed = 0
     slots: list[_Running | None] = [None] * min(batch, len(seeds))
 
+    def paid(talk: Talk) -> None:
+        if on_usage is not None and talk.usage:
+            on_usage(talk.usage)
+
     def lost(talk: Talk, error: CustomerError) -> None:
         nonlocal failed
         failed += 1
+        paid(talk)
         allowed = math.floor(failed_share * len(seeds))
         if failed > allowed:
             many = f"; {failed} of {len(seeds)} failed, and loop.failed_share={failed_share:g} allows {allowed}"
@@ -135,6 +142,7 @@ def collect(
                 if error is not None:
                     lost(talk, error)
                 elif talk.done:
+                    paid(talk)
                     found[each.place] = talk.conversation(f"{prefix}-{talk.seed}", policy_version)
                 else:
                     each.go_on(response, renderer)

@@ -115,6 +115,7 @@ class IterativePPOLoop:
             self.tools,
             events=critic.objective.probability,
             on_failures=self._count_failures,
+            on_usage=self._count_usage,
         )
         self.measurement = Measurement(self.talker, settings, self.tools, self._keep)
         self.critic_fit = CriticFit(critic, renderer, settings, self.tools)
@@ -316,6 +317,9 @@ class IterativePPOLoop:
 
     def _count_failures(self, prefix: str, failures: Sequence[Failure]) -> None:
         self.summary.failed[prefix] = Failures(len(failures), failures[0].error)
+
+    def _count_usage(self, prefix: str, usage: dict[str, float]) -> None:
+        self.summary.usage[prefix] = usage
 
     def _keep(self, name: int | str, conversations: Sequence[Conversation]) -> None:
         if self.run_dir is not None and self.is_main:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import math
 import time
 from typing import Any, Final, TypeVar
 
 from lightning_iterppo.conversation import Conversation, Message, Suggestion, Turn
-from lightning_iterppo.customers import Customer, CustomerReply, Reviewer, Sent
+from lightning_iterppo.customers import AsyncCustomer, Customer, CustomerReply, Reviewer, Sent
 from lightning_iterppo.errors import CustomerError, IterPPOError, describe_exception
 
 T = TypeVar("T")
@@ -34,7 +35,9 @@ class Talk:
         timeout: seconds that a customer of the asynchronous form may take for an answer.
     """
 
-    def __init__(self, customer: Customer, seed: int, *, events: bool = True, timeout: float = math.inf) -> None:
+    def __init__(
+        self, customer: Customer | AsyncCustomer, seed: int, *, events: bool = True, timeout: float = math.inf
+    ) -> None:
         self.customer = customer
         self.seed = seed
         self.events = events
@@ -89,6 +92,12 @@ class Talk:
             seed=self.seed,
             policy_version=policy_version,
         )
+
+    @property
+    def usage(self) -> dict[str, float]:
+        """What the conversation cost so far, by the customer's own count; empty if it keeps none."""
+        kept = getattr(self.customer, "usage", None)
+        return dataclasses.asdict(kept) if dataclasses.is_dataclass(kept) and not isinstance(kept, type) else {}
 
     @property
     def _who(self) -> str:

@@ -33,6 +33,7 @@ class Talker:
         tools: progress and seeds.
         events: whether outcomes are of events; else they are amounts, of any size.
         on_failures: told, with the conversations' prefix, which of them their customers broke off.
+        on_usage: told, with the prefix, what the conversations cost, where customers count it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Talker:
         *,
         events: bool = True,
         on_failures: Callable[[str, Sequence[Failure]], None] | None = None,
+        on_usage: Callable[[str, dict[str, float]], None] | None = None,
     ) -> None:
         self.model = model
         self.renderer = renderer
@@ -51,6 +53,7 @@ class Talker:
         self.tools = tools
         self.events = events
         self.on_failures = on_failures
+        self.on_usage = on_usage
 
     def talk(
         self, customer: Callable[[], Customer], kind: int, count: int, version: str, prefix: str, *, after: int = 0
@@ -78,6 +81,7 @@ class Talker:
             self.tools.moved()
 
         failures: list[Failure] = []
+        costs: list[dict[str, float]] = []
 
         def failed(failure: Failure) -> None:
             failures.append(failure)
@@ -98,10 +102,14 @@ class Talker:
                 failed_share=self.settings.failed_share,
                 on_progress=progressed,
                 on_failure=failed,
+                on_usage=costs.append,
             )
         everyones: list[Failure] = gather_lists(failures)
         if everyones and self.on_failures is not None:
             self.on_failures(prefix, everyones)
+        paid: list[dict[str, float]] = gather_lists(costs)
+        if paid and self.on_usage is not None:
+            self.on_usage(prefix, {name: sum(each[name] for each in paid) for name in paid[0]})
         gathered: list[Conversation] = gather_lists(found)
         return sorted(gathered, key=lambda conversation: conversation.seed or 0)
 

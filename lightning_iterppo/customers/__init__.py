@@ -2,7 +2,8 @@
 
 One object plays one conversation at a time: ``reset`` starts a new one, ``reply`` answers the agent's last message. It
 may also have a ``system`` attribute, read after ``reset``: what the agent is told before the conversation (a briefing,
-what is in stock), as a system message; and a ``review`` method: the person between the suggestion and the customer.
+what is in stock), as a system message; a ``review`` method: the person between the suggestion and the customer; and
+``usage``, a dataclass of numbers: what the conversation cost.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from lightning_iterppo.conversation import Disposition, Message
 
-__all__ = ["Customer", "CustomerReply", "Message", "Reviewer", "Sent"]
+__all__ = ["AsyncCustomer", "Customer", "CustomerReply", "Message", "Reviewer", "Sent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,17 @@ class Customer(Protocol):
 
     def reply(self, history: list[Message]) -> CustomerReply:
         """Answers the last message of ``history``, which is the agent's. ``history`` begins with the opening."""
+
+
+@runtime_checkable
+class AsyncCustomer(Protocol):
+    """The asynchronous form, for customers that wait for something: those of a batch wait at the same time."""
+
+    async def reset(self, seed: int) -> str:
+        """As `Customer.reset`."""
+
+    async def reply(self, history: list[Message]) -> CustomerReply:
+        """As `Customer.reply`."""
 
 
 @dataclass(frozen=True, slots=True)
