@@ -8,6 +8,7 @@ import torch
 
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.models.language_model import POLICY, REFERENCE, LanguageModel
+from lightning_iterppo.models.modes import evaluating
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree, collate_trees
 
@@ -17,7 +18,7 @@ def action_logprobs(model: LanguageModel, trees: Sequence[TokenTree], variant: s
     """Log-probability of every action of every tree under a variant: nats, in the order of ``tree.actions``."""
     found: list[list[float]] = [[] for _ in trees]
     order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
-    with model.using(variant):
+    with evaluating(model), model.using(variant):
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             batch = collate_trees([trees[index] for index in chosen], model.pad_token_id).to(model.device)

@@ -22,6 +22,7 @@ from lightning_iterppo.functional.objectives import CriticLoss, make_objective
 from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
+from lightning_iterppo.models.modes import evaluating
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.optimization import adamw
 
@@ -151,11 +152,9 @@ class QCritic(pl.LightningModule):
         self, trees: Sequence[TokenTree], *, rows: int = 8, on_batch: Callable[[int], None] | None = None
     ) -> list[list[tuple[float, float | None]]]:
         """Q of every action as `score` gives it, and V of the state that it was taken in; None before `fit_states`."""
-        training = self.training
-        self.eval()
         found: list[list[tuple[float, float | None]]] = [[] for _ in trees]
         order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
-        with self.model.using(CRITIC):
+        with evaluating(self), self.model.using(CRITIC):
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
@@ -167,7 +166,6 @@ class QCritic(pl.LightningModule):
                     found[index] = [(next(values), next(states)) for _ in trees[index].actions]
                 if on_batch is not None:
                     on_batch(sum(len(trees[i]) for i in chosen))
-        self.train(training)
         return found
 
     def _values_of_states(self, hidden: Tensor, batch: TreeBatch) -> list[float | None]:
@@ -189,10 +187,8 @@ class QCritic(pl.LightningModule):
         Raises:
             ValueError: there is no batch.
         """
-        training = self.training
-        self.eval()
         parts: list[ActionFeatures] = []
-        with self.model.using(CRITIC):
+        with evaluating(self), self.model.using(CRITIC):
             for batch in batches:
                 tree = batch.tree.to(self.model.device)
                 hidden = self._hidden(tree)
@@ -201,7 +197,6 @@ class QCritic(pl.LightningModule):
                 if states:
                     before = self.head.seen(self._read(hidden, tree, tree.predict_positions[:, 0])).cpu()
                 parts.append(ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu(), before))
-        self.train(training)
         return ActionFeatures.join(parts)
 
     @torch.no_grad()

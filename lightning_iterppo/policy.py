@@ -20,6 +20,7 @@ from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss
 from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, LanguageModel
+from lightning_iterppo.models.modes import evaluating
 from lightning_iterppo.models.tree import collate_trees
 from lightning_iterppo.optimization import adamw
 
@@ -151,56 +152,54 @@ class PPOPolicy(pl.LightningModule):
         """
         if not trees:
             raise ValueError("a round needs at least one state")
-        training = self.training
-        self.eval()
         with_reference = self.kl_reference_coefficient > 0
         prepared: list[PreparedTree] = []
         sums = torch.zeros(5, dtype=torch.float64)  # fresh responses, their tokens, KL to anchor, to reference, entropy
         rewards = 0.0
         order = sorted(range(len(trees)), key=lambda index: len(trees[index].tree))
-        for start in range(0, len(order), rows):
-            chosen = [trees[i] for i in order[start : start + rows]]
-            batch = collate_trees([item.tree for item in chosen], self.model.pad_token_id).to(self.model.device)
-            with self.model.using(POLICY):
-                logprobs, entropies, predicting = self.model.response_logprobs(self.model.hidden(batch), batch)
-                values = self.value_head(predicting)
-            anchor = logprobs
-            if not at_anchor:
-                with self.model.using(ANCHOR):
-                    anchor = self.model.response_logprobs(self.model.hidden(batch), batch)[0]
-            reference = torch.zeros_like(anchor)
-            if with_reference:
-                with self.model.using(REFERENCE):
-                    reference = self.model.response_logprobs(self.model.hidden(batch), batch)[0]
-            mask = batch.action_mask
-            fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
-            reward = torch.tensor(
-                [r - b for item in chosen for r, b in zip(item.rewards, item.baselines, strict=True)],
-                dtype=values.dtype,
-                device=mask.device,
-            )
-            last = mask.sum(dim=1) - 1
-            token_rewards = torch.zeros_like(values)
-            token_rewards[torch.arange(len(last), device=mask.device), last] = reward  # (batch, response)
-            advantages, returns = gae(token_rewards, values, mask, gamma=1.0, lam=self.gae_lambda)
-            old = torch.where(fresh[:, None], logprobs, anchor)
-            if self.logged_ratio == "round":
-                old = logprobs
-            drawn = mask & fresh[:, None]
-            sums += torch.stack(
-                [
-                    fresh.sum(),
-                    drawn.sum(),
-                    (kl_k3(logprobs, anchor) * drawn).sum(),
-                    (kl_k3(logprobs, reference) * drawn).sum(),
-                    (entropies * drawn).sum(),
-                ]
-            ).to("cpu", torch.float64)
-            rewards += sum(r for item in chosen for r, f in zip(item.rewards, item.fresh, strict=True) if f)
-            prepared += _by_tree(chosen, mask, old, values, anchor, reference, advantages, returns)
-            if on_batch is not None:
-                on_batch(sum(len(item.tree) for item in chosen))
-        self.train(training)
+        with evaluating(self):
+            for start in range(0, len(order), rows):
+                chosen = [trees[i] for i in order[start : start + rows]]
+                batch = collate_trees([item.tree for item in chosen], self.model.pad_token_id).to(self.model.device)
+                with self.model.using(POLICY):
+                    logprobs, entropies, predicting = self.model.response_logprobs(self.model.hidden(batch), batch)
+                    values = self.value_head(predicting)
+                anchor = logprobs
+                if not at_anchor:
+                    with self.model.using(ANCHOR):
+                        anchor = self.model.response_logprobs(self.model.hidden(batch), batch)[0]
+                reference = torch.zeros_like(anchor)
+                if with_reference:
+                    with self.model.using(REFERENCE):
+                        reference = self.model.response_logprobs(self.model.hidden(batch), batch)[0]
+                mask = batch.action_mask
+                fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
+                reward = torch.tensor(
+                    [r - b for item in chosen for r, b in zip(item.rewards, item.baselines, strict=True)],
+                    dtype=values.dtype,
+                    device=mask.device,
+                )
+                last = mask.sum(dim=1) - 1
+                token_rewards = torch.zeros_like(values)
+                token_rewards[torch.arange(len(last), device=mask.device), last] = reward  # (batch, response)
+                advantages, returns = gae(token_rewards, values, mask, gamma=1.0, lam=self.gae_lambda)
+                old = torch.where(fresh[:, None], logprobs, anchor)
+                if self.logged_ratio == "round":
+                    old = logprobs
+                drawn = mask & fresh[:, None]
+                sums += torch.stack(
+                    [
+                        fresh.sum(),
+                        drawn.sum(),
+                        (kl_k3(logprobs, anchor) * drawn).sum(),
+                        (kl_k3(logprobs, reference) * drawn).sum(),
+                        (entropies * drawn).sum(),
+                    ]
+                ).to("cpu", torch.float64)
+                rewards += sum(r for item in chosen for r, f in zip(item.rewards, item.fresh, strict=True) if f)
+                prepared += _by_tree(chosen, mask, old, values, anchor, reference, advantages, returns)
+                if on_batch is not None:
+                    on_batch(sum(len(item.tree) for item in chosen))
         if self.whiten:
             self._whiten(prepared)
         for index, item in zip(order, prepared, strict=True):

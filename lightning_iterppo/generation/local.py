@@ -19,6 +19,7 @@ from lightning_iterppo.generation.engine import Response
 from lightning_iterppo.generation.prompts import PromptQueue, continued_rows
 from lightning_iterppo.generation.sampling import Sampling, sample_tokens
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
+from lightning_iterppo.models.modes import evaluating
 
 # Tokens that are read sooner than a pass by itself is begun.
 _FEW = 32
@@ -31,13 +32,8 @@ def speaking(model: LanguageModel, variant: str = POLICY) -> Iterator[None]:
     An engine does it for every call; whoever makes many short calls does it once around all of them. The weights of the
     variant must not change within it.
     """
-    training = model.training
-    model.eval()
-    try:
-        with model.using(variant), model.folded():
-            yield
-    finally:
-        model.train(training)
+    with evaluating(model), model.using(variant), model.folded():
+        yield
 
 
 class LocalEngine:
@@ -189,7 +185,7 @@ class LocalEngine:
         output = self.model.trunk(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=self.model.attention_mask(mask),
+            attention_mask=self.model.attention_mask(mask, positions),
             past_key_values=cache.cache,
             use_cache=True,
         )

@@ -27,7 +27,7 @@ from lightning_iterppo.models.linear import use_few_rows
 from lightning_iterppo.models.logprobs import response_logprobs
 from lightning_iterppo.models.passes import Passes
 from lightning_iterppo.models.scratch import ScratchConfig
-from lightning_iterppo.models.stacks import PLAIN_STACKS
+from lightning_iterppo.models.stacks import plain_stack
 from lightning_iterppo.models.tree import TreeBatch
 
 POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
@@ -58,6 +58,12 @@ class LanguageModel(nn.Module):
         use_few_rows(getattr(model, model.base_model_prefix))
         layers = int(model.config.num_hidden_layers)
         self.hidden_size = int(model.config.hidden_size)
+        # What some models do with what their output embedding gives: Gemma 2, Cohere, Granite.
+        text = model.config.get_text_config()
+        self._logit_cap: float | None = getattr(text, "final_logit_softcapping", None)
+        self._logit_scale = float(getattr(text, "logit_scale", None) or 1) / float(
+            getattr(text, "logits_scaling", None) or 1
+        )
         if adaptation.top_layers is not None and not 0 < adaptation.top_layers <= layers:
             raise ValueError(
                 f"top_layers is {adaptation.top_layers}, but the model has {layers} layers; null adapts all"
@@ -93,7 +99,7 @@ class LanguageModel(nn.Module):
             self.model = model
         self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
         self._folding = Folding(self.model) if self.lora and adaptation.fold else None
-        kept = adaptation.keep_features and model.config.model_type in PLAIN_STACKS
+        kept = adaptation.keep_features and plain_stack(model.config)
         self._passes = Passes(
             self.causal_lm, self.computing, frozen_layers=self.frozen_layers if kept else 0, again=self._again
         )
@@ -252,7 +258,7 @@ class LanguageModel(nn.Module):
     def grouped(self) -> AbstractContextManager[None]:
         """Within it, passes with a mask share keys and values between the heads of a group without copies of them."""
         config = self.causal_lm.config
-        return grouped(config) if config.model_type in PLAIN_STACKS else nullcontext()
+        return grouped(config) if plain_stack(config) else nullcontext()
 
     def check_layer(self, layer: int | None) -> None:
         """Whether `hidden` can stop after a layer.
@@ -263,7 +269,7 @@ class LanguageModel(nn.Module):
         if layer is None:
             return
         config = self.causal_lm.config
-        if config.model_type not in PLAIN_STACKS:
+        if not plain_stack(config):
             raise ConfigError(f"critic.layer is {layer}, but a {config.model_type} model cannot stop there; take null")
         if not 1 <= layer <= config.num_hidden_layers:
             raise ConfigError(f"critic.layer is {layer}, but the model has {config.num_hidden_layers} layers")
@@ -290,9 +296,9 @@ class LanguageModel(nn.Module):
         """A block for later, within which the variant in use, and what is folded, are those of now."""
         return self._as_then(self.active, nullcontext() if self._folding is None else self._folding.again())
 
-    def attention_mask(self, mask: Tensor) -> Tensor:
+    def attention_mask(self, mask: Tensor, queries: Tensor) -> Tensor | dict[str, Tensor]:
         """See `Passes.attention_mask`."""
-        return self._passes.attention_mask(mask)
+        return self._passes.attention_mask(mask, queries)
 
     def response_logprobs(
         self, hidden: Tensor, batch: TreeBatch, *, entropy_gradient: bool = False
@@ -308,6 +314,8 @@ class LanguageModel(nn.Module):
         head = self.causal_lm.get_output_embeddings()
         frozen = (
             self.computing.logits_once
+            and self._logit_cap is None
+            and self._logit_scale == 1
             and type(head) is nn.Linear
             and getattr(head, "bias", None) is None
             and hidden.dtype == self.head_weight.dtype
@@ -325,7 +333,8 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next token in float32, (…, vocabulary)."""
-        return cast(Tensor, self.causal_lm.get_output_embeddings()(hidden)).float()
+        found = cast(Tensor, self.causal_lm.get_output_embeddings()(hidden)).float() * self._logit_scale
+        return found if self._logit_cap is None else torch.tanh(found / self._logit_cap) * self._logit_cap
 
     # -- files ---------------------------------------------------------------------------------------------------
 

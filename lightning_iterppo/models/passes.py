@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.models.adaptation import Computing
 from lightning_iterppo.models.attention import GROUPED
+from lightning_iterppo.models.masks import layer_kinds, masks_of
 from lightning_iterppo.models.stacks import layer_span
 from lightning_iterppo.models.tree import TreeBatch, own_rows
 
@@ -79,7 +80,7 @@ class Passes:
             backward pass has to give what it gave.
 
     Raises:
-        ConfigError: the model has no layers that could be compiled or checkpointed.
+        ConfigError: the model has no layers that could be compiled or checkpointed, or some of an unknown kind.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Passes:
         frozen_layers: int = 0,
         again: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        layer_kinds(model.config)
         self.model = model
         self.trunk: nn.Module = getattr(model, model.base_model_prefix)
         self.computing = computing
@@ -155,7 +157,9 @@ class Passes:
         return nullcontext() if start == 0 and stop is None else layer_span(self.trunk, start, stop)
 
     def _run(self, batch: TreeBatch, **inputs: Tensor) -> Tensor:
-        mask = None if batch.attention_mask is None else self.attention_mask(batch.attention_mask)
+        mask = None
+        if batch.attention_mask is not None:
+            mask = self.attention_mask(batch.attention_mask, batch.position_ids, batch.position_ids)
         with self._own_layers():
             output = self.trunk(position_ids=batch.position_ids, attention_mask=mask, use_cache=False, **inputs)
         return cast(Tensor, output.last_hidden_state)
@@ -193,12 +197,23 @@ class Passes:
             forward = partial(checkpoint, forward, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
         return forward
 
-    def attention_mask(self, mask: Tensor) -> Tensor:
-        """A mask (rows, 1, queries, keys), true where a query may look, in the form the attention in use takes.
+    def attention_mask(self, mask: Tensor, queries: Tensor, keys: Tensor | None = None) -> Tensor | dict[str, Tensor]:
+        """A mask in the form that the attention in use takes; one a kind of layer where some have a window.
 
         The fused attention takes it as it is, whatever the precision; the plain one adds 0 or the least number.
+
+        Args:
+            mask: true where a query may look, (rows, 1, queries, keys).
+            queries: positions, (rows, queries).
+            keys: positions, (rows, keys); None where key n has position n.
         """
+        found = masks_of(self.model.config, mask, queries, keys)
         if self.model.config._attn_implementation in ("sdpa", GROUPED):
-            return mask
+            return found
+        return (
+            {kind: self._added(each) for kind, each in found.items()} if isinstance(found, dict) else self._added(found)
+        )
+
+    def _added(self, mask: Tensor) -> Tensor:
         dtype = cast(Tensor, self.model.get_output_embeddings().weight).dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

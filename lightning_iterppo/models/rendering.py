@@ -10,7 +10,9 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lightning_iterppo.conversation import Conversation, Message, Suggestion
@@ -65,13 +67,31 @@ class ChatRenderer:
             raise ValueError("the tokenizer has no eos_token; set one: it ends every response")
         self.tokenizer = tokenizer
         self.system = system
-        self.stop_token_id = int(tokenizer.eos_token_id)
-        self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_id)
         self.window = window
         self.cuts = Cuts()
         self._around: int | None = None
         self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+        self._takes_system = self._takes([{"role": "system", "content": "a"}, {"role": "user", "content": "a"}])
+        self._agent_may_open = self._takes([{"role": "assistant", "content": "a"}])
         self._remember(_KEPT)
+        self.stop_token_id = self._end_of_message()
+        self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_id)
+
+    def _takes(self, chat: list[dict[str, str]]) -> bool:
+        """Whether the template takes such a chat; some refuse system messages, or want the customer to begin."""
+        try:
+            self._apply_template(chat, add_generation_prompt=False)
+        except TemplateError:
+            return False
+        return True
+
+    def _end_of_message(self) -> int:
+        """The token with which the template ends a message of the agent, which may not be the model's end of text."""
+        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _OPENING}]
+        after = self._apply_template(chat, add_generation_prompt=False).partition(_OPENING)[2].lstrip()
+        first = self.encode(after)[:1]
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        return first[0] if first and first[0] in special else int(cast(int, self.tokenizer.eos_token_id))
 
     def _remember(self, count: int) -> None:
         self._prompt_text = lru_cache(maxsize=count)(self._make_prompt_text)
@@ -127,8 +147,16 @@ class ChatRenderer:
 
     def _make_text(self, system: str | None, messages: tuple[Message, ...]) -> str:
         told = system if system is not None else self.system
-        chat = [] if told is None else [{"role": "system", "content": told}]
-        chat += [{"role": _CHAT_NAMES[m.role], "content": m.content.strip()} for m in messages]
+        chat = [{"role": _CHAT_NAMES[m.role], "content": m.content.strip()} for m in messages]
+        if not self._agent_may_open and (not chat or chat[0]["role"] == "assistant"):
+            chat.insert(0, {"role": "user", "content": ""})  # for templates in which the customer has to begin
+        if told is not None and self._takes_system:
+            chat.insert(0, {"role": "system", "content": told})
+        elif told is not None:
+            # Templates without a system role have it said by the customer, as those of Gemma do by themselves.
+            if not chat or chat[0]["role"] == "assistant":
+                chat.insert(0, {"role": "user", "content": ""})
+            chat[0] = {"role": "user", "content": f"{told}\n\n{chat[0]['content']}".strip()}
         if chat:
             return self._apply_template(chat, add_generation_prompt=True)
         # The agent opens the conversation. No template takes an empty one, so this is cut from one that was opened.
@@ -160,7 +188,7 @@ class ChatRenderer:
             return None
         rest = whole[len(before) :]
         # Some templates put a space before the end token; it would hide it, and the message would end twice.
-        end, spaced = str(self.tokenizer.eos_token), rest.lstrip()
+        end, spaced = str(self.tokenizer.convert_ids_to_tokens(self.stop_token_id)), rest.lstrip()
         after = spaced.removeprefix(end) if spaced.startswith(end) else rest
         return ([] if ended else [self.stop_token_id]) + self.encode(after)
 

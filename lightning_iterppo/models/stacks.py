@@ -7,9 +7,15 @@ from contextlib import contextmanager
 from typing import cast
 
 from torch import nn
+from transformers import PreTrainedConfig
 
 # Models that are an embedding, equal layers one after another, and a norm: these can be run in two parts.
 PLAIN_STACKS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def plain_stack(config: PreTrainedConfig) -> bool:
+    """Whether a model is one, and its layers are all of one kind: they are told what kind they are by their number."""
+    return config.model_type in PLAIN_STACKS and len(set(getattr(config, "layer_types", None) or ())) <= 1
 
 
 @contextmanager

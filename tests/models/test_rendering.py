@@ -183,3 +183,66 @@ def test_a_tokenizer_that_cannot_end_a_response() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="eos_token"):
         ChatRenderer(tokenizer)
+
+
+# -- other people's templates ------------------------------------------------------------------------------------------
+
+#: As Gemma 2's: no system role, the customer begins, and a message ends with another token than a text.
+STRICT = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{{ ('<customer>' if m.role == 'user' else '<agent>') + m.content + '<over>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<agent>' }}{% endif %}"
+)
+
+
+def strict() -> ChatRenderer:
+    tokenizer = make_scratch_tokenizer(WORDS)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<over>"]})
+    tokenizer.chat_template = STRICT
+    return ChatRenderer(tokenizer)
+
+
+def names(renderer: ChatRenderer, ids: Any) -> list[str]:
+    return list(renderer.tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def test_a_message_ends_as_the_template_ends_it() -> None:
+    renderer = strict()
+    assert names(renderer, [renderer.stop_token_id]) == ["<over>"]
+    assert renderer.stop_token_id != renderer.tokenizer.eos_token_id
+    rendered = renderer.render(two_turns())
+    assert names(renderer, rendered.tree.path(rendered.actions[-1])) == [
+        *("<customer>", "hello", "<over>", "<agent>", "red", "hat", "?", "<over>"),
+        *("<customer>", "no", "<over>", "<agent>", "blue", "hat", "?", "<over>"),
+    ]
+    assert renderer.decode(renderer.response_ids("red hat")) == "red hat"
+
+
+def test_where_a_template_has_no_system_role_the_customer_says_it() -> None:
+    renderer = strict()
+    text = renderer.prompt_text(
+        "red", [Message("customer", "hello"), Message("agent", "yes"), Message("customer", "no")]
+    )
+    assert text == "<customer>red\n\nhello<over><agent>yes<over><customer>no<over><agent>"
+    assert renderer.prompt_text("red", []) == "<customer>red<over><agent>"
+    rendered = renderer.render(replace(two_turns(), system="blue"))
+    assert rendered.tree.chain and names(renderer, rendered.tree.path(rendered.states[0]))[:3] == [
+        *("<customer>", "blue", "hello"),
+    ]
+
+
+def test_where_the_customer_has_to_begin_it_begins_with_nothing() -> None:
+    renderer = strict()
+    assert renderer.prompt_text(None, []) == "<customer><over><agent>"
+    talk = [Message("agent", "yes"), Message("customer", "no")]
+    assert renderer.prompt_text(None, talk) == "<customer><over><agent>yes<over><customer>no<over><agent>"
+    assert renderer.prompt_text("red", talk) == "<customer>red<over><agent>yes<over><customer>no<over><agent>"
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }} {% endfor %}"])
+def test_where_a_template_ends_no_message_the_end_of_text_does(template: str | None) -> None:
+    tokenizer = make_scratch_tokenizer(WORDS)
+    tokenizer.chat_template = template
+    assert ChatRenderer(tokenizer).stop_token_id == tokenizer.eos_token_id
