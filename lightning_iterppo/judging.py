@@ -71,7 +71,7 @@ def sampled_otherwise(config: Recipe) -> str | None:
 
 def judge(loop: IterativePPOLoop, config: Recipe, logs: UsableLogs, responses: int) -> Judged:
     """The value of the loop's policy as it is."""
-    settings = ValueSettings(gamma=config.critic.gamma, prior=4 * config.critic.head_prior)
+    settings = ValueSettings(gamma=config.critic.gamma)
     if not logs.conversations or not logs.chosen_turns:
         return Judged(PolicyValue.unknown([_NOT_WEIGHTED]), logs)
     tables = read_logs(

@@ -44,7 +44,7 @@ RESULTS = HERE.parent / "results" / "off_policy"
 PAGE = HERE.parents[1] / "docs" / "off-policy.md"
 #: The improvement's KL coefficient; None is the policy that made the logs. Lower is further away.
 LEVELS: Final = (None, 1.0, 0.3, 0.15, 0.1, 0.05, 0.02)
-CONVERSATIONS, PRIOR, SAMPLES, FITS = 500, 0.1, 1000, 100
+CONVERSATIONS, SAMPLES, FITS = 500, 1000, 100
 NAMES: Final = {"fqe": "FQE", "pdwis": "PDWIS", "doubly_robust": "DR"}
 FORMS: Final = ("chosen", "percentile", "normal")
 
@@ -56,9 +56,10 @@ def one(number: int, beta: float | None) -> dict[str, Any]:
     """
     case = make_case(number, beta, CONVERSATIONS)
     counts = resamples(len(case.logs), SAMPLES, number)
-    q, v = fqe.cross_fitted(case.turns, gamma=1.0, prior=PRIOR, seed=number)
+    prior = fqe.choose_prior(case.turns, gamma=1.0, seed=number)
+    q, v = fqe.cross_fitted(case.turns, gamma=1.0, prior=prior, seed=number)
     found = {}
-    direct, sampled = fqe.fitted_q(case.turns, counts[:FITS], gamma=1.0, prior=PRIOR)
+    direct, sampled = fqe.fitted_q(case.turns, counts[:FITS], gamma=1.0, prior=prior)
     forms = {"chosen": direct.ci95, "percentile": tuple(np.quantile(sampled, [0.025, 0.975])), "normal": None}
     found["fqe"] = _judged(direct.value, forms, case.truth)
     for name, estimator in (("pdwis", per_decision(case.logs)), ("doubly_robust", doubly_robust(case.logs, q, v))):
@@ -215,7 +216,7 @@ def measure_exact(arguments: argparse.Namespace) -> None:
         levels[number] = level(LEVELS[number], arguments.repetitions)
         print(f"level {number}: {levels[number]['estimated']} estimated, {levels[number]['seconds']:.0f} s", flush=True)
     found = [each for _, each in sorted(levels.items()) if each is not None]
-    settings = {"conversations": CONVERSATIONS, "prior": PRIOR, "samples": SAMPLES, "fits": FITS, "turns": 3}
+    settings = {"conversations": CONVERSATIONS, "samples": SAMPLES, "fits": FITS, "turns": 3}
     settings |= {"limits": asdict(OverlapLimits())}
     record = {"settings": settings, "machine": describe_machine(), "levels": found, "coverage": overall(found)}
     write_json_atomically(path, record)

@@ -32,7 +32,6 @@ class ValueSettings:
 
     Args:
         gamma: discount a turn.
-        prior: precision of the prior on Q's weights, see `fitted_q.fit`.
         samples: bootstrap samples for the two estimates by weights.
         fits: of these, those to which Q is fitted anew for fitted-Q evaluation.
         seed: of the bootstrap and of the folds.
@@ -40,7 +39,6 @@ class ValueSettings:
     """
 
     gamma: float = 1.0
-    prior: float = 0.1
     samples: int = 1000
     fits: int = 100
     seed: int = 0
@@ -102,7 +100,8 @@ def policy_value(logs: LoggedTurns, turns: FeatureTurns, settings: ValueSettings
     reasons = settings.limits.reasons(overlap)
     if reasons:
         return PolicyValue(overlap, reasons, dict.fromkeys(ESTIMATORS))
-    gamma, prior = settings.gamma, settings.prior
+    gamma = settings.gamma
+    prior = fqe.choose_prior(turns, gamma=gamma, seed=settings.seed)
     counts = resamples(len(logs), settings.samples, settings.seed)
     q, v = fqe.cross_fitted(turns, gamma=gamma, prior=prior, seed=settings.seed)
     robust = doubly_robust(logs, q, v, gamma)

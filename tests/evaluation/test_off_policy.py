@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lightning_iterppo.evaluation.fitted_q import FeatureTurns, cross_fitted, fit, fitted_q
+from lightning_iterppo.evaluation.fitted_q import FeatureTurns, choose_prior, cross_fitted, fit, fitted_q
 from lightning_iterppo.evaluation.off_policy import (
     Array,
     LoggedTurns,
@@ -83,14 +83,49 @@ def test_a_perfect_q_leaves_no_noise_of_the_ratios() -> None:
 
 
 def test_fitted_q_goes_back_from_the_last_turn() -> None:
-    # Two turns, an indicator of each: all that is earned is earned on the second, by half of the conversations.
-    features = [[[1.0, 0.0], [0.0, 1.0]]] * 4
-    _, turns = tables([[1, 1]] * 4, [[0, 1], [0, 0], [0, 1], [0, 0]], features)
-    weights = fit(turns, np.ones(4), gamma=0.9, prior=1e-9)
-    assert weights[0] + weights[2] == pytest.approx(0.45)
-    assert weights[1] + weights[2] == pytest.approx(0.5)
+    # Two turns without features: all that is earned is earned on the second, by half of the conversations.
+    _, turns = tables([[1, 1]] * 4, [[0, 1], [0, 0], [0, 1], [0, 0]], [[[0.0], [0.0]]] * 4)
+    assert fit(turns, np.ones(4), gamma=0.9, prior=1e-9)[:, 1] == pytest.approx([0.45, 0.5])
     more = fit(turns, np.array([3.0, 1.0, 0.0, 0.0]), gamma=0.9, prior=1e-9)
-    assert more[1] + more[2] == pytest.approx(0.75)
+    assert more[:, 1] == pytest.approx([0.675, 0.75])
+
+
+def test_what_is_good_on_one_turn_may_be_bad_on_the_next() -> None:
+    # The same feature earns on the second turn only, and loses on the first.
+    features = [[[a], [b]] for a in (0.0, 1.0) for b in (0.0, 1.0)]
+    rewards = [[-a, b] for a in (0.0, 1.0) for b in (0.0, 1.0)]
+    _, turns = tables([[1, 1]] * 4, rewards, features)
+    weights = fit(turns, np.ones(4), gamma=1.0, prior=1e-9)
+    assert weights == pytest.approx(np.array([[-1, 0.5], [1, 0]]), abs=1e-6)
+
+
+def test_a_turn_that_no_counted_conversation_has_is_judged_as_the_one_before_it() -> None:
+    _, turns = tables([[1], [1, 1]], [[1], [0, 5]], [[[1.0]], [[1.0], [1.0]]])
+    weights = fit(turns, np.array([1.0, 0.0]), gamma=1.0, prior=1.0)
+    assert (weights[1] == weights[0]).all()
+    assert weights[0].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_the_prior_is_stronger_where_features_say_nothing(gamma: float) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 1, 20))
+    says = features[:, :, 0]
+    noise = rng.normal(size=(200, 1))
+    _, clear = tables([[1]] * 200, says.tolist(), features.tolist())
+    _, none = tables([[1]] * 200, noise.tolist(), features.tolist())
+    assert choose_prior(clear, gamma=gamma, seed=0) == pytest.approx(0.001)
+    assert choose_prior(none, gamma=gamma, seed=0) > 1
+
+
+def test_the_prior_is_chosen_by_what_came_later_too() -> None:
+    # Two turns; what the first says is only earned on the second.
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(100, 2, 10))
+    rewards = [[0.0, float(each)] for each in features[:, 0, 0]]
+    _, turns = tables([[1, 1]] * 100, rewards, features.tolist())
+    _, later = tables([[1, 1]] * 100, rewards, np.roll(features, 1, axis=0).tolist())
+    assert choose_prior(turns, gamma=1.0, seed=0) < choose_prior(later, gamma=1.0, seed=0)
 
 
 def test_q_is_judged_by_a_fit_without_the_conversation() -> None:
