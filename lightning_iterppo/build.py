@@ -22,7 +22,7 @@ from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.judging import at_the_end
 from lightning_iterppo.loop import IterativePPOLoop
-from lightning_iterppo.models.adaptation import Adaptation, Computing
+from lightning_iterppo.models.adaptation import Adaptation, Computing, Kind
 from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
@@ -122,7 +122,7 @@ def load_language_model(config: Recipe) -> LanguageModel:
         return LanguageModel(
             backbone,
             Adaptation(
-                kind="full" if how.kind == "full" else "lora",
+                kind=cast(Kind, how.kind),
                 rank=how.rank,
                 alpha=how.alpha,
                 dropout=how.dropout,

@@ -12,7 +12,7 @@ from lightning_iterppo.errors import ConfigError
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
 DTYPES = ("auto", "float32", "bfloat16")
-ADAPTATIONS = ("lora", "full")
+ADAPTATIONS = ("lora", "dora", "full")
 CRITIC_LOSSES = ("bce", "mse", "hl-gauss")
 POOLINGS = ("last", "mean")
 LOGGED_RATIOS = ("anchor", "round")
@@ -143,7 +143,7 @@ def validate(recipe: Recipe) -> None:
     if not recipe.name or set(recipe.name) & set("/\\") or recipe.name.strip(".") == "":
         raise ConfigError(f"name is {recipe.name!r}, but it must be a name that can be a folder's")
     if recipe.model.adaptation.kind == "full" and recipe.model.adaptation.top_layers is not None:
-        raise ConfigError("model.adaptation.top_layers is for kind lora; full trains every layer: make it null")
+        raise ConfigError("model.adaptation.top_layers is for lora and dora; full trains every layer: make it null")
     critic = recipe.critic
     if not critic.low < critic.high:
         raise ConfigError(f"critic.low is {critic.low:g}, but it must be below critic.high, which is {critic.high:g}")

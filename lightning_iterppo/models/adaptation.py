@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+Kind = Literal["lora", "dora", "full"]
+KINDS: Final[tuple[Kind, ...]] = ("lora", "dora", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +18,9 @@ class Adaptation:
     """What is trained.
 
     Args:
-        kind: ``lora`` trains small matrices beside frozen weights, ``full`` trains every weight.
+        kind: ``lora`` trains small matrices beside frozen weights, ``full`` trains every weight. ``dora`` is LoRA for a
+            weight's direction, and trains its length by itself (Liu et al. 2024, "DoRA: weight-decomposed low-rank
+            adaptation"); it is never folded.
         rank: LoRA's rank; more can express more and costs more.
         alpha: LoRA's scale is alpha / rank.
         dropout: dropout before LoRA's matrices; any value above 0 makes PPO's ratio noisy.
@@ -27,7 +32,7 @@ class Adaptation:
             in every pass, for comparison.
     """
 
-    kind: Literal["lora", "full"] = "lora"
+    kind: Kind = "lora"
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lightning_iterppo.errors import ConfigError
-from lightning_iterppo.models.adaptation import Adaptation, Computing, linear_names
+from lightning_iterppo.models.adaptation import KINDS, Adaptation, Computing, Kind, linear_names
 from lightning_iterppo.models.attention import grouped
 from lightning_iterppo.models.backbones import Backbone, load_backbone
 from lightning_iterppo.models.folding import Folding
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
         #: all weights anew for every token.
         self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._stored: dict[str, list[Tensor]] = {}
-        if adaptation.kind == "lora":
+        if self.lora:
             config = LoraConfig(
                 r=adaptation.rank,
                 lora_alpha=adaptation.alpha,
@@ -84,6 +84,7 @@ class LanguageModel(nn.Module):
                     None if adaptation.top_layers is None else list(range(layers - adaptation.top_layers, layers))
                 ),
                 task_type="CAUSAL_LM",
+                use_dora=adaptation.kind == "dora",
             )
             peft_model = get_peft_model(model, config, adapter_name=POLICY)
             for name in VARIANTS[1:]:
@@ -109,7 +110,7 @@ class LanguageModel(nn.Module):
     def load(
         cls,
         id: str = "smollm2",
-        adaptation: Adaptation | Literal["lora", "full"] = "lora",
+        adaptation: Adaptation | Kind = "lora",
         *,
         computing: Computing | None = None,
         dtype: str = "auto",
@@ -132,8 +133,8 @@ class LanguageModel(nn.Module):
             ValueError: an unknown adaptation, or more layers are to be adapted than there are.
         """
         how = adaptation if isinstance(adaptation, Adaptation) else Adaptation(kind=adaptation)
-        if how.kind not in ("lora", "full"):
-            raise ValueError(f'adaptation must be "lora" or "full", found {how.kind!r}')
+        if how.kind not in KINDS:
+            raise ValueError(f"adaptation must be {', '.join(KINDS)}, found {how.kind!r}")
         # Trained weights are float32: loading them as anything else would round them first.
         wanted = "float32" if how.kind == "full" else dtype
         return cls(load_backbone(id, dtype=wanted, scratch=scratch, seed=seed), how, computing)
@@ -141,7 +142,7 @@ class LanguageModel(nn.Module):
     @property
     def lora(self) -> bool:
         """Whether variants are adapters."""
-        return self.adaptation.kind == "lora"
+        return self.adaptation.kind != "full"
 
     @property
     def causal_lm(self) -> PreTrainedModel:

@@ -93,9 +93,9 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 
 
 def make(
-    backbone: Backbone, kind: str, stir: Any, top_layers: int | None = None, computing: Computing | None = None
+    backbone: Backbone, kind: Any, stir: Any, top_layers: int | None = None, computing: Computing | None = None
 ) -> LanguageModel:
-    how = Adaptation("lora" if kind == "lora" else "full", 4, 8, top_layers=top_layers)
+    how = Adaptation(kind, 4, 8, top_layers=top_layers)
     model = LanguageModel(backbone, how, computing)
     stir(model, POLICY)
     return model
@@ -109,7 +109,7 @@ def plainly(model: PreTrainedModel, prompt: list[int], response: tuple[int, ...]
     return torch.stack([table[len(prompt) - 1 + place, token] for place, token in enumerate(response)])
 
 
-@pytest.mark.parametrize(("kind", "top_layers"), [("full", None), ("lora", None), ("lora", 2)])
+@pytest.mark.parametrize(("kind", "top_layers"), [("full", None), ("lora", None), ("lora", 2), ("dora", None)])
 @pytest.mark.parametrize("share", [True, False])
 def test_trees_give_what_a_plain_pass_gives(
     backbone: Backbone, stir: Any, kind: str, top_layers: int | None, share: bool
@@ -163,7 +163,7 @@ def test_the_engine_says_what_the_model_would(backbone: Backbone, stir: Any, kee
         ]
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "dora"])
 def test_gradients_reach_what_is_trained(backbone: Backbone, stir: Any, kind: str) -> None:
     model = make(backbone, kind, stir)
     model.activate(POLICY)

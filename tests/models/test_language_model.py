@@ -19,7 +19,7 @@ from lightning_iterppo.models.tree import ROOT, TokenTree, collate_trees
 Make = Callable[..., LanguageModel]
 Stir = Callable[..., None]
 WORDS = [f"word{number}" for number in range(40)]
-KINDS = pytest.mark.parametrize("kind", ["full", "lora"])
+KINDS = pytest.mark.parametrize("kind", ["full", "lora", "dora"])
 
 
 def a_tree(branch: bool = True) -> TokenTree:
