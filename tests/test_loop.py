@@ -540,12 +540,10 @@ def test_too_many_failures_stop_the_run(make_loop: Make) -> None:
         loop.run()
 
 
-@pytest.mark.parametrize("kind", ["full", "dora"])
-def test_a_customer_that_is_won_by_one_word_is_learnt(make_loop: Make, kind: str) -> None:
+def test_a_customer_that_is_won_by_one_word_is_learnt(make_loop: Make) -> None:
     """The whole method on the smallest problem: the outcome rate rises, and the rise is not chance."""
 
     loop = make_loop(
-        kind,
         settings={
             **{"iterations": 2, "conversations": 64, "evaluation_conversations": 100, "batch": 100},
             **{"critic_epochs": 6, "rounds": 4, "ppo_epochs": 2, "conversations_per_round": 32, "samples_per_state": 4},

@@ -226,7 +226,7 @@ def test_collecting_writes_whole_conversations(run: Run, tmp_path: Path) -> None
     assert trained != [t.message for talk in read_conversations(tmp_path / "untrained.jsonl") for t in talk.turns]
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "dora"])
 def test_a_critic_from_logs_and_an_improvement_with_it(
     make_loop: Callable[..., Any], tmp_path: Path, kind: str
 ) -> None:
@@ -237,7 +237,7 @@ def test_a_critic_from_logs_and_an_improvement_with_it(
     figures = operations.fit_critic(config, [tmp_path / "logs.jsonl"], [tmp_path / "held.jsonl"], tmp_path / "critic")
     assert figures["turns"] == sum(len(talk.turns) for talk in talks[24:])
     assert figures["brier"] is not None
-    weights = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
+    weights = "model.safetensors" if kind == "full" else "adapter_model.safetensors"
     assert {weights, "head.safetensors"} <= {path.name for path in (tmp_path / "critic").iterdir()}
     with pytest.raises(RunDirectoryError, match="already exists"):
         operations.fit_critic(config, [tmp_path / "logs.jsonl"], [], tmp_path / "critic")
