@@ -31,10 +31,10 @@ class ScratchConfig:
 
 @dataclass
 class AdaptationConfig:
-    """Which weights are trained. The choice is one word, ``model/adaptation=lora``, ``lora-top``, ``dora``, ``full``."""
+    """Which weights are trained. The choice is ``model/adaptation=lora``, ``lora-top``, ``dora`` or ``full``."""
 
-    # `lora` trains small matrices beside frozen weights, `dora` the weights' lengths too, which is slower; `full` trains
-    # every weight and needs several times the memory.
+    # `lora` trains small matrices beside frozen weights, `dora` the weights' lengths too, which is slower; `full`
+    # trains every weight and needs several times the memory.
     kind: str = "lora"
     # LoRA's rank. Higher can change the model more and costs more memory and time; lower keeps it closer to the base.
     rank: int = 16
