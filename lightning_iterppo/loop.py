@@ -17,7 +17,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
-from lightning_iterppo.collection import Failure
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_fit import CriticFit
@@ -35,11 +34,12 @@ from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.policy_improvement import PolicyImprovement
 from lightning_iterppo.progress import Progress
 from lightning_iterppo.run_directory import RunDirectory
+from lightning_iterppo.run_record import RunRecord
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.snapshot import load_modules, module_state, save_checkpoint
-from lightning_iterppo.summary import CRITIC_FIGURES, POLICY_FIGURES, Failures, IterationRecord, Rate, Summary
+from lightning_iterppo.summary import Rate, Summary
 from lightning_iterppo.talker import EVALUATION_SEEDS, TRAINING_SEEDS, Talker
-from lightning_iterppo.trainer import TrainerFactory, barrier, gather_lists, rank
+from lightning_iterppo.trainer import TrainerFactory, barrier, rank
 from lightning_iterppo.warm_start import WarmStart
 
 
@@ -99,7 +99,6 @@ class IterativePPOLoop:
         self.callbacks = list(callbacks)
         self.run_dir = run_dir
         self.seed = seed
-        self.summary = Summary(recipe=name, seed=seed, machine=describe_machine())
         self.tools = PhaseTools(
             trainers,
             (policy, critic),
@@ -108,14 +107,15 @@ class IterativePPOLoop:
             loggers=list(loggers),
             seed=seed,
         )
+        self.record = RunRecord(Summary(recipe=name, seed=seed, machine=describe_machine()), self.tools.metrics)
         self.talker = Talker(
             language_model,
             renderer,
             settings,
             self.tools,
             events=critic.objective.probability,
-            on_failures=self._count_failures,
-            on_usage=self._count_usage,
+            on_failures=self.record.failed,
+            on_usage=self.record.used,
         )
         self.measurement = Measurement(self.talker, settings, self.tools, self._keep)
         self.critic_fit = CriticFit(critic, renderer, settings, self.tools)
@@ -126,7 +126,6 @@ class IterativePPOLoop:
         self.should_stop = False
         self.stop_reason: str | None = None
         self._finished: list[str] = []  # names of phases that need not be done again
-        self._current: IterationRecord | None = None
 
     # -- what callbacks use --------------------------------------------------------------------------------------
 
@@ -134,6 +133,11 @@ class IterativePPOLoop:
     def is_main(self) -> bool:
         """Whether this process writes and prints."""
         return rank() == 0
+
+    @property
+    def summary(self) -> Summary:
+        """What the run found out so far."""
+        return self.record.summary
 
     @property
     def progress(self) -> Progress:
@@ -226,11 +230,7 @@ class IterativePPOLoop:
         pl.seed_everything(self.tools.seed_of(name), verbose=False)
         started = time.perf_counter()
         work()
-        seconds = time.perf_counter() - started
-        self.summary.spend(name, seconds)
-        kind, _, _ = name.partition("-")
-        if self._current is not None and kind in ("collect", "evaluate", "improve"):
-            self._current.seconds[kind] = seconds
+        self.record.spent(name, time.perf_counter() - started)
         if hook is not None:
             self.hook(hook)
         self._finished.append(name)
@@ -254,16 +254,16 @@ class IterativePPOLoop:
         assert self.customer is not None, "without a customer there is nothing to collect"
         self.conversations = self.talker.talk(self.customer, TRAINING_SEEDS, count, name, name, after=iteration * count)
         rate = outcome_rate(self.conversations)
-        self._current = IterationRecord(iteration, rate)
-        self._count("generated", self.progress.tokens)
+        self.record.begin(iteration, rate)
+        self.record.count("generated", self.progress.tokens)
         self._keep(iteration, self.conversations)
         self.metrics["collect/outcome_rate"] = rate.outcome_rate
 
     def _take_logs(self, iteration: int) -> None:
         """Nobody to talk to: the logs are what there is."""
         self.conversations = self.logs
-        if self._current is None or self._current.iteration != iteration:
-            self._current = IterationRecord(iteration, None)
+        if self.record.current is None or self.record.current.iteration != iteration:
+            self.record.begin(iteration, None)
             self.progress.begin("evaluate")
             self.hook("on_iteration_start")
 
@@ -274,37 +274,22 @@ class IterativePPOLoop:
         else:
             logs = self.logs if self.settings.critic_logs else []
             self.critic_fit.iteration(self.conversations, self.earlier, logs)
-        self._record.critic = self._figures("critic", CRITIC_FIGURES, self.critic.figures)
-        self._count("trained", self.progress.tokens)
-
-    def _figures(self, part: str, names: Sequence[str], found: dict[str, float | None]) -> dict[str, float | None]:
-        """The figures that a record has, which are metrics too where they are known."""
-        figures = {name: found.get(name) for name in names}
-        self.metrics.update({f"{part}/{name}": value for name, value in figures.items() if value is not None})
-        return figures
-
-    def _count(self, kind: str, tokens: int) -> None:
-        """Adds the tokens of every process to the iteration's."""
-        self._record.tokens[kind] = (self._record.tokens[kind] or 0) + sum(gather_lists([tokens]))
+        self.record.critic(self.critic.figures)
+        self.record.count("trained", self.progress.tokens)
 
     def _improve(self, iteration: int) -> None:
         self.tools.begin("improve")
         people = [] if self.customer is None else self.logs  # whose logs those conversations are already
         generated = self.improvement.iteration(iteration, self.conversations, self.earlier, people)
-        self._record.policy = self._figures("policy", POLICY_FIGURES, self.policy.figures)
-        self._count("generated", generated)
-        self._count("trained", self.policy.trained_tokens)
-
-    @property
-    def _record(self) -> IterationRecord:
-        assert self._current is not None, "an iteration begins with collecting"
-        return self._current
+        self.record.policy(self.policy.figures)
+        self.record.count("generated", generated)
+        self.record.count("trained", self.policy.trained_tokens)
 
     def _measure_iteration(self, iteration: int) -> None:
         rate = self.measurement.evaluation(self.customer, "after")
         if rate is not None:
             self.evaluations[iteration] = rate
-            self._record.held_out = rate
+            self.record.running.held_out = rate
 
     def _measure(self, when: Literal["before", "after"]) -> None:
         """The outcome rate on customers that training never meets, and on another kind of customer."""
@@ -314,12 +299,6 @@ class IterativePPOLoop:
         if when == "after" and self.estimate is not None:
             self.tools.begin("score")
             self.summary.estimate = self.estimate(self)
-
-    def _count_failures(self, prefix: str, failures: Sequence[Failure]) -> None:
-        self.summary.failed[prefix] = Failures(len(failures), failures[0].error)
-
-    def _count_usage(self, prefix: str, usage: dict[str, float]) -> None:
-        self.summary.usage[prefix] = usage
 
     def _keep(self, name: int | str, conversations: Sequence[Conversation]) -> None:
         if self.run_dir is not None and self.is_main:
@@ -361,7 +340,7 @@ class IterativePPOLoop:
         """One improvement from logged states against the critic as it is, with a checkpoint. Gives its figures."""
         with self.running():
             self.conversations = list(logs)
-            self._current = IterationRecord(0, known_rate(logs))
+            self.record.begin(0, known_rate(logs))
             self._phase("improve-0", lambda: self._improve(0), "on_improve_end")
             self._end_iteration(0)
             self._finish()
@@ -370,8 +349,7 @@ class IterativePPOLoop:
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _end_iteration(self, iteration: int) -> None:
-        self.summary.iterations.append(self._record)
-        self.summary.histories_cut = self.renderer.cuts.share
+        self.record.end(self.renderer.cuts.share)
         kept = max(self.settings.history, self.settings.policy_history, 1)
         if self.customer is not None:
             self.earlier = [*self.earlier, self.conversations][-kept:]
@@ -402,10 +380,8 @@ class IterativePPOLoop:
         """
         return {
             "finished": list(self._finished),
-            "summary": self.summary.to_json(),
-            "current": None if self._current is None else asdict(self._current),
+            **self.record.state_dict(),
             "evaluations": {str(k): asdict(v) for k, v in self.evaluations.items()},
-            "metrics": dict(self.metrics),
             "steps": self.tools.steps,
             "should_stop": self.should_stop,
             "stop_reason": self.stop_reason,
@@ -419,12 +395,8 @@ class IterativePPOLoop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
         self._finished = list(state["finished"])
-        self.summary = Summary.from_json(state["summary"])
-        self.summary.status = "running"
-        self._current = None if state["current"] is None else IterationRecord.from_json(state["current"])
+        self.record.load_state_dict(state)
         self.evaluations = {int(k): Rate.from_json(v) for k, v in state["evaluations"].items()}
-        self.metrics.clear()
-        self.metrics.update(state["metrics"])
         self.tools.steps = int(state["steps"])
         self.should_stop = bool(state["should_stop"])
         self.stop_reason = state["stop_reason"]
@@ -433,8 +405,8 @@ class IterativePPOLoop:
         for callback in self.callbacks:
             if callback.state_key in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.state_key])
-        if self._current is not None:  # the improvement of an iteration asks how good its critic is
-            self.critic.figures = dict(self._current.critic)
+        if self.record.current is not None:  # the improvement of an iteration asks how good its critic is
+            self.critic.figures = dict(self.record.current.critic)
         load_modules(state["modules"], self.language_model, self.policy, self.critic)
         self.critic_fit.forget()
 
