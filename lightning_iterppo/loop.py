@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -25,6 +24,7 @@ from lightning_iterppo.data.logs import write_conversations
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.evaluation.rates import known_rate, outcome_rate
 from lightning_iterppo.imitation import imitate
+from lightning_iterppo.loop_state import restore, state_of
 from lightning_iterppo.machine import describe_machine, peak_memory_bytes
 from lightning_iterppo.measurement import Measurement
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
@@ -36,7 +36,7 @@ from lightning_iterppo.progress import Progress
 from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.run_record import RunRecord
 from lightning_iterppo.settings import LoopSettings
-from lightning_iterppo.snapshot import load_modules, module_state, save_checkpoint
+from lightning_iterppo.snapshot import save_checkpoint
 from lightning_iterppo.summary import Rate, Summary
 from lightning_iterppo.talker import EVALUATION_SEEDS, TRAINING_SEEDS, Talker
 from lightning_iterppo.trainer import TrainerFactory, barrier, rank
@@ -125,7 +125,7 @@ class IterativePPOLoop:
         self.evaluations: dict[int, Rate] = {}
         self.should_stop = False
         self.stop_reason: str | None = None
-        self._finished: list[str] = []  # names of phases that need not be done again
+        self.finished: list[str] = []  # names of phases that need not be done again
 
     # -- what callbacks use --------------------------------------------------------------------------------------
 
@@ -206,12 +206,12 @@ class IterativePPOLoop:
 
     def _iterate(self, iteration: int) -> None:
         self.progress.iteration = iteration
-        if f"iteration-{iteration}" in self._finished:
+        if f"iteration-{iteration}" in self.finished:
             return
         if self.customer is None:
             self._take_logs(iteration)
         else:
-            if f"collect-{iteration}" not in self._finished:
+            if f"collect-{iteration}" not in self.finished:
                 # Not the last iteration's improvement, which would be seen to begin again.
                 self.progress.begin("collect")
                 self.hook("on_iteration_start")
@@ -225,7 +225,7 @@ class IterativePPOLoop:
 
     def _phase(self, name: str, work: Callable[[], None], hook: str | None = None) -> None:
         """Does a phase and its hook unless they were done before, and saves that they were."""
-        if name in self._finished:
+        if name in self.finished:
             return
         pl.seed_everything(self.tools.seed_of(name), verbose=False)
         started = time.perf_counter()
@@ -233,7 +233,7 @@ class IterativePPOLoop:
         self.record.spent(name, time.perf_counter() - started)
         if hook is not None:
             self.hook(hook)
-        self._finished.append(name)
+        self.finished.append(name)
         self.save()
 
     # -- phases --------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ class IterativePPOLoop:
         kept = max(self.settings.history, self.settings.policy_history, 1)
         if self.customer is not None:
             self.earlier = [*self.earlier, self.conversations][-kept:]
-        self._finished = [*(n for n in self._finished if not n.endswith(f"-{iteration}")), f"iteration-{iteration}"]
+        self.finished = [*(n for n in self.finished if not n.endswith(f"-{iteration}")), f"iteration-{iteration}"]
         self.hook("on_iteration_end")
         self.summary.stop_reason = self.stop_reason
         self.save()
@@ -364,7 +364,7 @@ class IterativePPOLoop:
             self.save_checkpoint(last)
         self.summary.examples = self.measurement.examples(self.run_dir)
         self._done()
-        self._finished.append("done")
+        self.finished.append("done")
         self.save()
 
     def _done(self) -> None:
@@ -374,41 +374,12 @@ class IterativePPOLoop:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs to go on; plain values and tensors only.
-
-        Every phase makes its own optimiser and seeds its own randomness, so between phases there is neither to keep.
-        """
-        return {
-            "finished": list(self._finished),
-            **self.record.state_dict(),
-            "evaluations": {str(k): asdict(v) for k, v in self.evaluations.items()},
-            "steps": self.tools.steps,
-            "should_stop": self.should_stop,
-            "stop_reason": self.stop_reason,
-            # Without a customer they are the logs, which a resumed run reads again.
-            "conversations": [c.to_json() for c in self.conversations] if self.customer is not None else [],
-            "earlier": [[c.to_json() for c in part] for part in self.earlier],
-            "callbacks": {callback.state_key: callback.state_dict() for callback in self.callbacks},
-            "modules": module_state(self.language_model, self.policy, self.critic),
-        }
+        """Everything that `load_state_dict` needs to go on, see `loop_state.state_of`."""
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back to where `state_dict` was taken."""
-        self._finished = list(state["finished"])
-        self.record.load_state_dict(state)
-        self.evaluations = {int(k): Rate.from_json(v) for k, v in state["evaluations"].items()}
-        self.tools.steps = int(state["steps"])
-        self.should_stop = bool(state["should_stop"])
-        self.stop_reason = state["stop_reason"]
-        self.conversations = [Conversation.from_json(record) for record in state["conversations"]]
-        self.earlier = [[Conversation.from_json(record) for record in part] for part in state["earlier"]]
-        for callback in self.callbacks:
-            if callback.state_key in state["callbacks"]:
-                callback.load_state_dict(state["callbacks"][callback.state_key])
-        if self.record.current is not None:  # the improvement of an iteration asks how good its critic is
-            self.critic.figures = dict(self.record.current.critic)
-        load_modules(state["modules"], self.language_model, self.policy, self.critic)
-        self.critic_fit.forget()
+        restore(self, state)
 
     def save(self) -> None:
         """Writes the state and `summary.json`."""

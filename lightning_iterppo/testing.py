@@ -70,7 +70,7 @@ def check_customer(
             assert again == first, f"{name} (seed {seed}): {how} answers otherwise: {_difference(first, again)}"
         found.append(first)
     try:
-        copy = pickle.loads(pickle.dumps(make()))
+        copy = pickle.loads(pickle.dumps(make()))  # what was written a moment ago, by this very process
     except Exception as error:
         raise AssertionError(f"{name} cannot be pickled, which other processes need: {error}") from error
     for before in found[:1]:

@@ -47,7 +47,8 @@ class EnvironmentCustomer:
         Raises:
             CustomerError: it is no text, or ``reset`` returns something else than two things.
         """
-        return self._said(*self._parts(self.environment.reset(seed=seed), "reset", "observation, info")[:1])
+        observation, _ = self._parts(self.environment.reset(seed=seed), "reset", "observation, info")
+        return self._said(observation)
 
     def reply(self, history: list[Message]) -> CustomerReply:
         """Takes the agent's last message as an action.

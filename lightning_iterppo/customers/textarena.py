@@ -82,7 +82,6 @@ class TextArenaCustomer:
         if done:
             raise CustomerError(f"game {self.game} (seed {seed}) is over before the agent's first move")
         self.system = self.rules if isinstance(self.rules, str) else rules if self.rules else None
-        self._seed = seed
         return said
 
     def reply(self, history: list[Message]) -> CustomerReply:

@@ -154,7 +154,7 @@ def test_it_keeps_what_a_customer_promises(server: Server) -> None:
 
 def test_the_model_is_told_who_it_is_and_hears_the_agent_as_the_user(server: Server) -> None:
     server.say = buyer
-    check_customer(lambda: customer(server, agent="Sell {need}."), seeds=[1], messages=["hm"])
+    (made,) = check_customer(lambda: customer(server, agent="Sell {need}."), seeds=[1], messages=["hm"])
     last = server.asked[2]
     (told, begin, *talk) = last["messages"]
     everybody = {f"You are {name} and need {need}." for name in PERSONA["name"] for need in PERSONA["need"]}
@@ -167,7 +167,8 @@ def test_the_model_is_told_who_it_is_and_hears_the_agent_as_the_user(server: Ser
         ("user", "hm"),
     ]
     assert (last["path"], last["model"], last["max_tokens"]) == ("/v1/chat/completions", "small", 200)
-    assert customer(server, agent="Sell {need}.").persona == PERSONA
+    # The agent is told of the same draw.
+    assert made.system is not None and told["content"].endswith(made.system.replace("Sell", "need"))
 
 
 def test_every_conversation_draws_its_persona_by_its_seed(server: Server) -> None:
