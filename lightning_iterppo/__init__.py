@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         RunDirectoryError,
     )
     from lightning_iterppo.evaluation.rates import outcome_rate, wilson_interval
-    from lightning_iterppo.generation.engine import Engine, Response
+    from lightning_iterppo.generation.engine import Engine, PolicyFiles, PolicyServer, Response
     from lightning_iterppo.generation.local import LocalEngine
     from lightning_iterppo.generation.sampling import Sampling
     from lightning_iterppo.improvement import RoundDataModule, RoundState, score_each
@@ -66,7 +66,7 @@ _HOMES = {
         "RunDirectoryError",
     ),
     "evaluation.rates": ("outcome_rate", "wilson_interval"),
-    "generation.engine": ("Engine", "Response"),
+    "generation.engine": ("Engine", "PolicyFiles", "PolicyServer", "Response"),
     "generation.local": ("LocalEngine",),
     "generation.sampling": ("Sampling",),
     "improvement": ("RoundDataModule", "RoundState", "score_each"),
@@ -107,6 +107,8 @@ __all__ = [
     "Message",
     "ModelNotFoundError",
     "PPOPolicy",
+    "PolicyFiles",
+    "PolicyServer",
     "QCritic",
     "Rate",
     "Recipe",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.models.language_model import POLICY, REFERENCE, LanguageModel
@@ -14,18 +15,38 @@ from lightning_iterppo.models.tree import TokenTree, collate_trees
 
 
 @torch.no_grad()
-def action_logprobs(model: LanguageModel, trees: Sequence[TokenTree], variant: str, *, rows: int) -> list[list[float]]:
-    """Log-probability of every action of every tree under a variant: nats, in the order of ``tree.actions``."""
-    found: list[list[float]] = [[] for _ in trees]
+def _passes(
+    model: LanguageModel, trees: Sequence[TokenTree], variant: str, rows: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Some trees at a time: which, and of all their actions' tokens log-probability and mask, (actions, response)."""
     order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
     with evaluating(model), model.using(variant):
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             batch = collate_trees([trees[index] for index in chosen], model.pad_token_id).to(model.device)
-            logprobs, _, _ = model.response_logprobs(model.hidden(batch), batch)
-            sums = iter((logprobs * batch.action_mask).sum(dim=1).tolist())
-            for index in chosen:
-                found[index] = [next(sums) for _ in trees[index].actions]
+            yield chosen, model.response_logprobs(model.hidden(batch), batch)[0], batch.action_mask
+
+
+def action_logprobs(model: LanguageModel, trees: Sequence[TokenTree], variant: str, *, rows: int) -> list[list[float]]:
+    """Log-probability of every action of every tree under a variant: nats, in the order of ``tree.actions``."""
+    found: list[list[float]] = [[] for _ in trees]
+    for chosen, logprobs, mask in _passes(model, trees, variant, rows):
+        sums = iter((logprobs * mask).sum(dim=1).tolist())
+        for index in chosen:
+            found[index] = [next(sums) for _ in trees[index].actions]
+    return found
+
+
+def token_logprobs(
+    model: LanguageModel, trees: Sequence[TokenTree], variant: str, *, rows: int
+) -> list[list[tuple[float, ...]]]:
+    """The same of every token of every action."""
+    found: list[list[tuple[float, ...]]] = [[] for _ in trees]
+    for chosen, logprobs, mask in _passes(model, trees, variant, rows):
+        lengths = mask.sum(dim=1).tolist()
+        actions = iter([tuple(row[:length]) for row, length in zip(logprobs.tolist(), lengths, strict=True)])
+        for index in chosen:
+            found[index] = [next(actions) for _ in trees[index].actions]
     return found
 
 

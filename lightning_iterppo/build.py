@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from lightning_iterppo.customers import Customer
 from lightning_iterppo.data.conversation_file import ConversationFile
 from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.data.trees import check_returns
+from lightning_iterppo.delivery import Delivery
 from lightning_iterppo.errors import ConfigError, CustomerError
 from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
@@ -195,6 +196,7 @@ def _settings(config: Recipe) -> LoopSettings:
         batch=loop.batch,
         failed_share=loop.failed_share,
         customer_timeout=loop.customer_timeout,
+        overlap=loop.overlap,
         sampling=_sampling(config),
         gamma=critic.gamma,
         warm_start_epochs=config.warm_start.epochs,
@@ -261,11 +263,35 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         trainers=parts.trainers,
         logs=learnt,
         estimate=estimate,
+        delivery=_delivery(config, parts.model) if talks and config.customer else None,
         warm_start=parts.warm_start,
         callbacks=[callback for callback in callbacks if kept or not getattr(callback, "needs_run_directory", False)],
         name=config.name,
         seed=config.seed,
     )
+
+
+def _delivery(config: Recipe, model: LanguageModel) -> Delivery | None:
+    """What gives the policy to the recipe's server, if it has one.
+
+    Raises:
+        ConfigError: the server cannot be made, or does not fit the adaptation.
+    """
+    if not config.engine:
+        return None
+    server = instantiate(config.engine, "engine")
+    missing = [name for name in ("takes", "load", "engine") if not hasattr(server, name)]
+    if missing:
+        raise ConfigError(
+            f"engine: {config.engine['_target_']} has no {missing[0]}; see generation.engine.PolicyServer for what a "
+            "server needs"
+        )
+
+    def whole() -> LanguageModel:
+        # In float32, whatever is trained beside: adding an adapter to bfloat16 weights would round most of it away.
+        return load_language_model(replace(config, model=replace(config.model, dtype="float32")))
+
+    return Delivery(server, model, whole)
 
 
 def instantiate_named(section: dict[str, Any], where: str, kind: type, **offered: Any) -> list[Any]:

@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 #: Sections that are one thing: choosing another replaces it whole, instead of merging two classes' arguments.
-_SINGLE = ("customer", "held_out_customer", "logs")
+_SINGLE = ("customer", "held_out_customer", "logs", "engine")
 #: Where the logs that belong to our own customers are made.
 _OURS = "lightning_iterppo.customers"
 #: The keys that say what an open section is. Setting one forgets the arguments of what it was.

@@ -1,7 +1,8 @@
 """What a recipe holds: one dataclass a section, with its defaults. `config_rules` has the ranges.
 
 The comment above a field says what it is and what raising and lowering it does. `customer`, `held_out_customer`,
-`logs`, `logger` and `callbacks` are open: their keys are the arguments of what their ``_target_`` names. No torch here.
+`logs`, `engine`, `logger` and `callbacks` are open: their keys are the arguments of what their ``_target_`` names. No
+torch here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 #: The sections whose keys belong to the class that ``_target_`` names.
-OPEN_SECTIONS = ("customer", "held_out_customer", "logs", "logger", "callbacks")
+OPEN_SECTIONS = ("customer", "held_out_customer", "logs", "engine", "logger", "callbacks")
 
 
 @dataclass
@@ -279,6 +280,10 @@ class LoopConfig:
     failed_share: float = 0.1
     # Seconds that a customer with `async def` methods may take for an answer. Others see to it themselves.
     customer_timeout: float = 120.0
+    # Collect the next iteration's conversations while this one's are learnt from, with the policy that made these: they
+    # are one iteration old when they are used, which their versions say and importance weights make up for. Needs an
+    # `engine` of its own. False waits for the newest policy.
+    overlap: bool = False
 
 
 @dataclass
@@ -322,6 +327,8 @@ class Recipe:
     held_out_customer: dict[str, Any] = field(default_factory=dict)
     # Logs for the warm start: {_target_: function, its arguments}, or {path: FILE or list of them}; {} is none.
     logs: dict[str, Any] = field(default_factory=dict)
+    # {_target_: import path of a server that collects, its arguments}; {} collects with the weights in memory.
+    engine: dict[str, Any] = field(default_factory=dict)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)

@@ -224,6 +224,7 @@ def _validate_open(recipe: Recipe) -> None:
             f"loop.held_out_conversations is {recipe.loop.held_out_conversations}, but there is no held_out_customer: "
             "make it 0 or name one (held_out_customer._target_=…)"
         )
+    _validate_engine(recipe)
     _validate_logs(recipe.logs)
     for key, spec in (("logs", recipe.logs), *((f"callbacks.{name}", each) for name, each in recipe.callbacks.items())):
         _keep_no_password(key, spec)
@@ -234,6 +235,23 @@ def _validate_open(recipe: Recipe) -> None:
             if not isinstance(spec, dict):
                 raise ConfigError(f"{section}.{name} is {spec!r}, but it must be {{_target_: CLASS, …}} or null")
             _need_target(f"{section}.{name}", spec)
+
+
+def _validate_engine(recipe: Recipe) -> None:
+    if not recipe.engine:
+        if recipe.loop.overlap:
+            raise ConfigError(
+                "loop.overlap collects beside the training, but there is no engine: the weights in memory are the ones "
+                "that change; name a server (engine=vllm), or make it false"
+            )
+        return
+    _need_target("engine", recipe.engine)
+    sampling = recipe.sampling
+    if (sampling.temperature, sampling.top_p) != (1, 1):
+        raise ConfigError(
+            f"sampling.temperature is {sampling.temperature:g} and sampling.top_p {sampling.top_p:g}, but with an "
+            "engine both must be 1: servers do not agree on whose log-probabilities they give at others"
+        )
 
 
 def _validate_logs(logs: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 __all__ = [
     "ConfigError",
     "CustomerError",
+    "EngineError",
     "IterPPOError",
     "LogDataError",
     "LogFormatError",
@@ -42,6 +43,7 @@ class IterPPOError(Exception):
         ├── LogDataError         conversations that say too little to learn from: no outcome is known, nobody answered
         ├── RunDirectoryError    a directory that is not a run, or already holds one
         ├── StoreError           a store of conversations that cannot be used, or says something else already
+        ├── EngineError          a server that samples for the policy and cannot be reached, or answers what cannot be
         └── CustomerError        a customer that cannot be imported, made, or breaks its protocol
 
     A defect of the library is none of these, and neither is a full disk, which stays the OSError that it is.
@@ -90,3 +92,7 @@ class StoreError(IterPPOError):
 
 class CustomerError(IterPPOError):
     """A customer cannot be used: its import path is wrong, or it does not do what `customers.Customer` says."""
+
+
+class EngineError(IterPPOError):
+    """A server that should sample from the policy does not. The text says which, and what it said."""

@@ -21,6 +21,7 @@ from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_fit import CriticFit
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.data.logs import write_conversations
+from lightning_iterppo.delivery import Delivery
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.evaluation.rates import known_rate, outcome_rate
 from lightning_iterppo.imitation import imitate
@@ -57,6 +58,7 @@ class IterativePPOLoop:
         logs: conversations to warm-start from; none skips the warm start.
         warm_start: the module that learns from them.
         held_out_customer: makes the customers of the second figure.
+        delivery: gives the policy to a server, which collects in its place; None collects with the weights in memory.
         estimate: what logs say the policy would earn, asked at the end: for ``summary.estimate``.
         callbacks: Lightning callbacks, which may have the outer hooks too.
         loggers: Lightning loggers.
@@ -78,6 +80,7 @@ class IterativePPOLoop:
         logs: Sequence[Conversation] = (),
         warm_start: WarmStart | None = None,
         held_out_customer: Callable[[], Customer] | None = None,
+        delivery: Delivery | None = None,
         estimate: Callable[[IterativePPOLoop], dict[str, Any]] | None = None,
         callbacks: Sequence[pl.Callback] = (),
         loggers: Sequence[Logger] = (),
@@ -114,8 +117,10 @@ class IterativePPOLoop:
             settings,
             self.tools,
             events=critic.objective.probability,
+            delivery=delivery,
             on_failures=self.record.failed,
             on_usage=self.record.used,
+            on_mismatch=self.record.mismatched,
         )
         self.measurement = Measurement(self.talker, settings, self.tools, self._keep)
         self.critic_fit = CriticFit(critic, renderer, settings, self.tools)
@@ -203,6 +208,8 @@ class IterativePPOLoop:
             self._write_summary()
             self.hook("on_run_exception")
             raise
+        finally:
+            self.talker.stop()
 
     def _iterate(self, iteration: int) -> None:
         self.progress.iteration = iteration
@@ -216,6 +223,7 @@ class IterativePPOLoop:
                 self.progress.begin("collect")
                 self.hook("on_iteration_start")
             self._phase(f"collect-{iteration}", lambda: self._collect(iteration), "on_collect_end")
+            self._collect_ahead(iteration)
         self._phase(f"evaluate-{iteration}", self._evaluate, "on_critic_fit_end")
         self._phase(f"improve-{iteration}", lambda: self._improve(iteration), "on_improve_end")
         every = self.settings.evaluate_every
@@ -258,6 +266,15 @@ class IterativePPOLoop:
         self.record.count("generated", self.progress.tokens)
         self._keep(iteration, self.conversations)
         self.metrics["collect/outcome_rate"] = rate.outcome_rate
+
+    def _collect_ahead(self, iteration: int) -> None:
+        """Begins the next iteration's conversations, by the policy that had this one's."""
+        if not self.settings.overlap or f"improve-{iteration}" in self.finished:
+            return
+        count, following = self.settings.conversations, iteration + 1
+        if self.customer is not None and following < self.settings.iterations:
+            version, name = f"iteration-{iteration:03d}", f"iteration-{following:03d}"
+            self.talker.talk_ahead(self.customer, TRAINING_SEEDS, count, version, name, after=following * count)
 
     def _take_logs(self, iteration: int) -> None:
         """Nobody to talk to: the logs are what there is."""

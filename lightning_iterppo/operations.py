@@ -54,6 +54,8 @@ def train(config: Recipe, run: Path, resume: bool) -> Summary:
 def _attach(loop: IterativePPOLoop, config: Recipe, run: RunDirectory, *, last_step: int | None = None) -> None:
     """Lets a loop write into a run directory; step metrics that are there stay up to ``last_step``."""
     loop.run_dir = run
+    if loop.talker.delivery is not None:
+        loop.talker.delivery.directory = run.engine
     loop.tools.loggers = _loggers(config, run, last_step)
 
 

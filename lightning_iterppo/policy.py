@@ -222,9 +222,10 @@ class PPOPolicy(pl.LightningModule):
             advantages = item.advantages[number]
             if fresh:
                 item.advantages[number] = self.fresh_weight * advantages
-            elif self.logged_ratio == "round":
-                ratio = float((item.old_logprobs[number] - item.anchor_logprobs[number]).sum())
-                ratio += log_ratios[number] if log_ratios else 0.0
+            else:
+                ratio = log_ratios[number] if log_ratios else 0.0
+                if self.logged_ratio == "round":
+                    ratio += float((item.old_logprobs[number] - item.anchor_logprobs[number]).sum())
                 item.advantages[number] = torch.where(advantages < 0, math.exp(min(0.0, ratio)), 1.0) * advantages
 
     def _total(self, values: Tensor) -> Tensor:

@@ -64,7 +64,9 @@ class PolicyImprovement:
         past = [c for part in earlier[-settings.policy_history :] for c in part] if settings.policy_history else []
         people = self._some(logs, iteration)
         # Whose logged actions take part and are not π_k's own.
-        observed = [*past, *(people if settings.log_actions else [])] if settings.logged_reward != "none" else []
+        served = newest if self.talker.delivery is not None else []  # by weights that are only nearly π_k's
+        others = [*served, *past, *(people if settings.log_actions else [])]
+        observed = others if settings.logged_reward != "none" else []
         log_ratios = action_log_ratios(model, self.talker.renderer, observed, rows=self._rows)
         rounds = RoundDataModule(
             self.policy,
@@ -88,7 +90,7 @@ class PolicyImprovement:
         )
         self.tools.fit(self.policy, rounds, settings.rounds, rounds=True)
         rounds.measure()
-        if not model.lora:
+        if not model.lora and not settings.overlap:  # else the next conversations are of π_k, and compared with it
             model.discard(ANCHOR)
         return rounds.generated_tokens
 

@@ -1,10 +1,11 @@
-"""Where recipes lie: the package's own, the user's file, the groups beside them, and which file a key comes from."""
+"""Where recipes lie: the package's own, other packages', the user's file, and which file a key comes from."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from lightning_iterppo.errors import ConfigError
 
 PACKAGE = "lightning_iterppo.recipes"
 SUFFIX = ".yaml"
+#: The group of entry points by which another package offers recipes: each names a package of its own that holds them.
+PLUGINS = "lightning_iterppo.recipes"
 
 
 @dataclass(frozen=True)
 class RecipeInfo:
-    """A recipe of the package: its name and the comment that its file opens with."""
+    """A recipe that is installed: its name and the comment that its file opens with."""
 
     name: str
     description: str
@@ -33,9 +36,28 @@ def recipes_directory() -> Path:
     return Path(str(files(PACKAGE)))
 
 
+def installed_directories() -> list[Path]:
+    """The package's own recipes, then those of other packages.
+
+    Raises:
+        ConfigError: a package that is installed offers recipes, but has none.
+    """
+    found = [recipes_directory()]
+    for each in sorted(entry_points(group=PLUGINS), key=lambda point: point.name):
+        try:
+            place = Path(str(files(each.value)))
+        except (ImportError, TypeError) as error:
+            owner = each.dist.name if each.dist is not None else "a package"
+            raise ConfigError(
+                f"{owner} offers recipes in {each.value}, which cannot be imported ({error}): repair or remove {owner}"
+            ) from error
+        found.append(place)
+    return found
+
+
 def available_recipes() -> list[RecipeInfo]:
-    """The package's recipes, by name."""
-    found = sorted(recipes_directory().glob(f"*{SUFFIX}"))
+    """What is installed, the package's own first, by name."""
+    found = [path for root in installed_directories() for path in sorted(root.glob(f"*{SUFFIX}"))]
     return [RecipeInfo(path.stem, _opening_comment(path), path) for path in found]
 
 
@@ -43,12 +65,12 @@ def available_groups(roots: Iterable[Path] | None = None) -> dict[str, list[str]
     """Every group and its options: ``{"model": ["hub", …], "model/adaptation": ["full", "lora"], …}``."""
     found: dict[str, set[str]] = {}
     package = recipes_directory()
-    for root in [package] if roots is None else roots:
+    for root in installed_directories() if roots is None else roots:
         if root == package:
             options: Iterator[Path] = root.rglob(f"*/*{SUFFIX}")
         else:
             # Beside a user's recipe there may be anything; only folders named like our groups are groups.
-            options = (path for group in available_groups() for path in (root / group).glob(f"*{SUFFIX}"))
+            options = (path for group in available_groups([package]) for path in (root / group).glob(f"*{SUFFIX}"))
         for path in options:
             found.setdefault(path.parent.relative_to(root).as_posix(), set()).add(path.stem)
     return {group: sorted(found[group]) for group in sorted(found)}
@@ -70,7 +92,7 @@ class RecipeFiles:
     """The files that one recipe is composed from.
 
     Args:
-        recipe: the name of one of the package's recipes, or a path to a YAML file. The file may build on ours
+        recipe: the name of an installed recipe, or a path to a YAML file. The file may build on ours
             (``defaults: [shop, _self_]``), and groups of its own may lie beside it (``customer/mine.yaml``).
 
     Attributes:
@@ -83,7 +105,7 @@ class RecipeFiles:
     """
 
     def __init__(self, recipe: str) -> None:
-        package = recipes_directory()
+        installed = installed_directories()
         if is_file_name(recipe):
             path = Path(recipe)
             if path.suffix != SUFFIX:
@@ -91,9 +113,9 @@ class RecipeFiles:
             if not path.is_file():
                 raise ConfigError(f"there is no recipe file {recipe}")
             root, self.name = path.resolve().parent, path.stem
-            self.roots = [package] if root == package.resolve() else [root, package]
+            self.roots = installed if root in [each.resolve() for each in installed] else [root, *installed]
         else:
-            self.roots, self.name = [package], recipe
+            self.roots, self.name = installed, recipe
             names = [info.name for info in available_recipes()]
             if recipe not in names:
                 raise ConfigError(

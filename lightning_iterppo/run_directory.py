@@ -75,6 +75,11 @@ class RunDirectory:
         """What --resume needs."""
         return self.path / "checkpoints" / "last.ckpt"
 
+    @property
+    def engine(self) -> Path:
+        """The policy that a server samples from."""
+        return self.path / "engine"
+
     def conversations(self, iteration: int | str) -> Path:
         """The conversations of an iteration, or of a named part of the run (``logs``, ``before``, ``after``)."""
         name = f"iteration-{iteration:03d}" if isinstance(iteration, int) else iteration

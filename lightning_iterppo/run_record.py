@@ -72,6 +72,11 @@ class RunRecord:
         """What conversations cost."""
         self.summary.usage[prefix] = usage
 
+    def mismatched(self, prefix: str, figures: dict[str, float | None]) -> None:
+        """How far a server's log-probabilities were from the trainer's."""
+        self.summary.engine[prefix] = figures
+        self.metrics.update({f"engine/{name}": value for name, value in figures.items() if value is not None})
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values, for `load_state_dict`."""
         return {

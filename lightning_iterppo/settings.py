@@ -20,6 +20,7 @@ class LoopSettings:
     batch: int = 64
     failed_share: float = 0.1
     customer_timeout: float = 120.0
+    overlap: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     gamma: float = 1.0
     warm_start_epochs: int = 2

@@ -77,7 +77,8 @@ class Summary:
     not fit the window; None without a window. ``before_held_out`` and ``after_held_out`` are the second
     figure: a kind of customer that training never meets. ``estimate`` is what `iterppo estimate` says, of the logs that
     a run without a customer held back. ``failed`` is empty where no customer failed; else by the conversations' prefix.
-    ``usage`` is what the conversations cost, by their prefix, where customers count that.
+    ``usage`` is what the conversations cost, by their prefix, where customers count that. ``engine`` is how far a
+    server's log-probabilities were from the trainer's, by the conversations' prefix, where a server sampled.
     """
 
     recipe: str
@@ -96,6 +97,7 @@ class Summary:
     histories_cut: float | None = None
     failed: dict[str, Failures] = field(default_factory=dict)
     usage: dict[str, dict[str, float]] = field(default_factory=dict)
+    engine: dict[str, dict[str, float | None]] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     iterations: list[IterationRecord] = field(default_factory=list)
     examples: tuple[Conversation | None, Conversation | None] = (None, None)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from lightning_iterppo.customers import Customer, CustomerReply
 from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.run_directory import RunDirectory
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "own_customer"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLE, PLUGIN = EXAMPLES / "own_customer", EXAMPLES / "plugin"
 TINY = (
     *("loop.iterations=1", "loop.conversations=12", "loop.evaluation_conversations=4", "loop.batch=12"),
     *("critic.epochs=1", "policy.rounds=2", "policy.conversations_per_round=4", "policy.samples_per_state=2"),
@@ -88,3 +91,22 @@ def test_it_trains_by_its_import_path(place: Path, tmp_path: Path) -> None:
 def test_its_arguments_are_checked(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "booking.yaml", "-o", str(tmp_path / "run"), "customer.huge=nine"]) == 2
     assert "has no argument 'huge'" in capsys.readouterr().err
+
+
+def test_another_package_brings_a_customer_and_an_engine_by_name(tmp_path: Path) -> None:
+    """The plugin as somebody installs it, without touching this package; its own tests run against it."""
+    plugin = tmp_path / "plugin"
+    shutil.copytree(PLUGIN, plugin, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
+    place = tmp_path / "site"
+    how = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--target", str(place))
+    subprocess.run([sys.executable, "-m", "pip", "install", *how, str(plugin)], check=True)
+    paths = os.pathsep.join([str(place), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"],
+        cwd=plugin,
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "3 passed" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,1 @@
+"""A customer and an engine for lightning-iterppo."""

@@ -1,0 +1,1 @@
+"""Recipes and options of groups, found by an entry point."""
