@@ -14,6 +14,7 @@ from lightning_iterppo.config import Recipe
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.customers import Customer
+from lightning_iterppo.customers.chat.local import ModelHost
 from lightning_iterppo.data.conversation_file import ConversationFile
 from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.data.trees import check_returns
@@ -143,14 +144,19 @@ def load_language_model(config: Recipe) -> LanguageModel:
         raise ConfigError(f"model.adaptation: {error}") from error
 
 
-def customer_factory(spec: dict[str, Any], where: str) -> Callable[[], Customer]:
+def customer_factory(spec: dict[str, Any], where: str, **offered: Any) -> Callable[[], Customer]:
     """Makes customers; the first one is made at once, so that a wrong one is found before any work.
+
+    Args:
+        spec: the recipe's section.
+        where: its name.
+        **offered: arguments for a class that takes them.
 
     Raises:
         ConfigError: the class cannot be made.
         CustomerError: it has not the methods of a customer.
     """
-    make = cast(Callable[[], Customer], partial(instantiate, spec, where))
+    make = cast(Callable[[], Customer], partial(instantiate, spec, where, **offered))
     first = make()
     missing = [name for name in ("reset", "reply") if not callable(getattr(first, name, None))]
     if missing:
@@ -251,6 +257,14 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         bounds = make_objective(critic.loss, critic.low, critic.high).bounds  # type: ignore[arg-type]
         check_returns(logs, critic.gamma, bounds)
     parts = build_parts(config)
+    if customer is not None:
+        # Once more, now that there is a model: it may play the customer too.
+        host = ModelHost(parts.model, parts.renderer)
+        customer = customer_factory(config.customer, "customer", host=host)
+        if held_out is not None:
+            held_out = customer_factory(config.held_out_customer, "held_out_customer", host=host)
+        if config.loop.overlap and host.plays:
+            raise ConfigError("loop.overlap trains while customers talk, but the same weights play them: make it false")
     learnt, estimate = at_the_end(logs, config, parts.renderer) if kept and not config.customer else (logs, None)
     return IterativePPOLoop(
         language_model=parts.model,

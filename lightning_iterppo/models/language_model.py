@@ -74,6 +74,7 @@ class LanguageModel(nn.Module):
         #: all weights anew for every token.
         self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._stored: dict[str, list[Tensor]] = {}
+        self._names = list(VARIANTS)
         if self.lora:
             config = LoraConfig(
                 r=adaptation.rank,
@@ -182,8 +183,8 @@ class LanguageModel(nn.Module):
 
     def activate(self, name: str) -> None:
         """Makes ``name`` the variant in use and the only one that trains."""
-        if name not in VARIANTS:
-            raise ValueError(f"unknown variant {name!r}; there are {', '.join(VARIANTS)}")
+        if name not in self._names:
+            raise ValueError(f"unknown variant {name!r}; there are {', '.join(self._names)}")
         if self.lora:
             self.model.set_adapter(name)  # type: ignore[operator]
         elif name != self.active:
@@ -197,6 +198,16 @@ class LanguageModel(nn.Module):
             # The critic makes no logits: under DDP the others would wait for a gradient that never comes.
             self.causal_lm.get_output_embeddings().requires_grad_(name != CRITIC)
         self.active = name
+
+    def add(self, name: str) -> None:
+        """One more variant: the base weights and an adapter that adds nothing, or a copy of all weights as they are."""
+        self._names.append(name)
+        if self.lora:
+            peft = cast(PeftModel, self.model)
+            peft.add_adapter(name, peft.peft_config[POLICY])
+            self.activate(self.active)  # peft makes what is new trainable
+        else:
+            self._stored[name] = [tensor.clone() for tensor in self.variant_tensors(self.active).values()]
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:

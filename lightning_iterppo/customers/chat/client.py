@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from lightning_iterppo.errors import ConfigError
@@ -50,6 +50,20 @@ class Answer:
 
     text: str
     calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+
+class Client(Protocol):
+    """Whoever can be asked for a model's next message."""
+
+    async def ask(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        usage: Usage,
+        *,
+        seed: int,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Answer:
+        """The model's next message, see `ChatClient.ask`."""
 
 
 @dataclass(frozen=True)

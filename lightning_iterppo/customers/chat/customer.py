@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from lightning_iterppo.conversation import Message
 from lightning_iterppo.customers import CustomerReply
-from lightning_iterppo.customers.chat.client import ChatClient, Usage
+from lightning_iterppo.customers.chat.client import Client, Usage
+from lightning_iterppo.customers.chat.local import LocalClient, ModelHost
 from lightning_iterppo.customers.chat.outcomes import Outcome
 from lightning_iterppo.errors import ConfigError
 
@@ -27,6 +28,7 @@ class ChatCustomer:
         openings: first messages, of which the seed draws one; templates too. None lets the model open.
         agent: what the agent is told, as a system message; a template.
         max_turns: agent messages after which the conversation is over, whatever was said.
+        host: whom a `LocalClient` asks; a run gives it.
 
     Raises:
         ConfigError: the template has a name that ``persona`` does not, or ``max_turns`` is below 1.
@@ -34,13 +36,14 @@ class ChatCustomer:
 
     def __init__(
         self,
-        client: ChatClient,
+        client: Client,
         system: str,
         outcome: Outcome,
         persona: Mapping[str, Sequence[str]] | None = None,
         openings: Sequence[str] | None = None,
         agent: str | None = None,
         max_turns: int = 8,
+        host: ModelHost | None = None,
     ) -> None:
         if max_turns < 1:
             raise ConfigError(f"customer.max_turns must be at least 1, found {max_turns}")
@@ -51,6 +54,9 @@ class ChatCustomer:
         self.max_turns = max_turns
         self._system, self._agent = system, agent
         self.usage = Usage()
+        for asked in (client, getattr(outcome, "client", None)):
+            if host is not None and isinstance(asked, LocalClient):
+                asked.bind(host)
         for what, text in (("system", system), ("agent", agent or ""), *(("openings", each) for each in self.openings)):
             self._check(what, text)
         if empty := [name for name, options in self.persona.items() if not options]:

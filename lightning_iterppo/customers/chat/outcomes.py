@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lightning_iterppo.conversation import Message
-from lightning_iterppo.customers.chat.client import Answer, ChatClient, Usage
+from lightning_iterppo.customers.chat.client import Answer, Client, Usage
 from lightning_iterppo.errors import ConfigError
 
 
@@ -142,7 +142,7 @@ class JudgeOutcome:
         ConfigError: ``ends`` is no regular expression, or the scores are in the wrong order.
     """
 
-    client: ChatClient
+    client: Client
     rubric: str
     ends: str | None = None
     low: float = 0.0
