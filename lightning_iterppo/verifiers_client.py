@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from lightning_iterppo.build import load_language_model
 from lightning_iterppo.composition import load_recipe
 from lightning_iterppo.config import TrainerConfig
-from lightning_iterppo.conversation import Message
+from lightning_iterppo.conversation import Message, Role
 from lightning_iterppo.customers.verifiers_messages import answer, library, said
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.extras import need
@@ -25,7 +25,7 @@ from lightning_iterppo.operations import load_policy
 from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.trainer import TrainerFactory
 
-_ROLES = {"user": "customer", "assistant": "agent"}
+_ROLES: dict[str, Role] = {"user": "customer", "assistant": "agent"}  # of verifiers, and ours
 #: What verifiers asks for, by our name. The log-probabilities come in any case.
 _SAMPLING = {
     "temperature": "temperature",
@@ -109,7 +109,13 @@ class PolicyClient:
         )
 
     async def get_response(
-        self, prompt: Any, model: str, sampling_args: Mapping[str, Any] | None = None, tools: Any = None, **_: Any
+        self,
+        prompt: Any,
+        model: str,
+        sampling_args: Mapping[str, Any] | None = None,
+        tools: Any = None,
+        state: Mapping[str, Any] | None = None,
+        **_: Any,
     ) -> Any:
         """The policy's next message.
 
@@ -118,6 +124,7 @@ class PolicyClient:
             model: the name that the response has.
             sampling_args: temperature, top_p and max_tokens.
             tools: what may be called, which a policy cannot.
+            state: the rollout's state: its trajectory has the tokens that were sampled before.
 
         Raises:
             ConfigError: there are tools, or other sampling arguments.
@@ -127,7 +134,8 @@ class PolicyClient:
         if tools:
             raise ConfigError(f"the environment has the tool {tools[0].name!r}: a policy speaks, and calls no tools")
         answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-        request = _Request(self._read(prompt), self._sampled(sampling_args or {}), answered)
+        tokens = self._read(prompt, (state or {}).get("trajectory") or ())
+        request = _Request(tokens, self._sampled(sampling_args or {}), answered)
         limit = getattr(self.model.causal_lm.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(request.prompt) + request.sampling.max_new_tokens > limit:
             raise library().OverlongPromptError(f"{len(request.prompt)} tokens and an answer; it reads {limit}")
@@ -154,15 +162,24 @@ class PolicyClient:
     async def close(self) -> None:
         """There is nothing to close."""
 
-    def _read(self, prompt: Any) -> list[int]:
+    def _read(self, prompt: Any, steps: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The prompt's tokens: behind the last step's own, where it goes on from there, as in a run of ours."""
         messages = said(prompt)
-        told = [text for role, text in messages if role == "system"]
+        system = "\n\n".join(text for role, text in messages if role == "system") or None
         spoken = [(role, text) for role, text in messages if role != "system"]
         for role, _ in spoken:
             if role not in _ROLES:
-                raise ConfigError(f"the environment says something as {role}: a policy hears only users")
-        history = [Message("customer" if role == "user" else "agent", text) for role, text in spoken]
-        return self.renderer.encode(self.renderer.prompt_text("\n\n".join(told) or None, history))
+                raise ConfigError(f"the environment says something as {role}: a policy hears a user, and a system")
+        history = [Message(_ROLES[role], text) for role, text in spoken]
+        if steps and (tokens := steps[-1]["tokens"]) and not tokens["is_truncated"]:
+            before = said([*steps[-1]["prompt"], *steps[-1]["completion"]])
+            new = messages[len(before) :]
+            if messages[: len(before)] == before and all(role == "user" for role, _ in new):
+                ended = tokens["completion_ids"][-1] == self.renderer.stop_token_id
+                more = self.renderer.continuation(system, history, ended=ended)
+                if more is not None:
+                    return [*tokens["prompt_ids"], *tokens["completion_ids"], *more]
+        return self.renderer.encode(self.renderer.prompt_text(system, history))
 
     def _sampled(self, wanted: Mapping[str, Any]) -> Sampling:
         found = {name: getattr(self.sampling, name) for name in set(_SAMPLING.values())}

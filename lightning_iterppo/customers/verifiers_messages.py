@@ -51,22 +51,21 @@ def _text(content: Any) -> str:
     return "\n".join(str(part["text"]) for part in parts)
 
 
-def answer(text: str, model: str, *, finished: bool = True, **more: Any) -> Any:
+def answer(text: str, model: str, *, finished: bool = True, tokens: Any = None, usage: Any = None) -> Any:
     """What a client of verifiers returns.
 
     Args:
         text: what the model said.
         model: its name.
         finished: whether it ended by itself and was not cut.
-        **more: ``tokens`` of the message, and the response's ``usage``.
+        tokens: a ``ResponseTokens``, where they are known.
+        usage: a ``Usage``, likewise.
     """
     types = need("verifiers.types", "for its environments", "verifiers")
     message = types.ResponseMessage(
         content=text,
         finish_reason="stop" if finished else "length",
         is_truncated=not finished,
-        tokens=more.get("tokens"),
+        tokens=tokens,
     )
-    return types.Response(
-        id=uuid.uuid4().hex, created=int(time.time()), model=model, usage=more.get("usage"), message=message
-    )
+    return types.Response(id=uuid.uuid4().hex, created=int(time.time()), model=model, usage=usage, message=message)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -166,6 +168,14 @@ def test_what_cannot_be_played_is_found_before_any_work(more: dict[str, Any], sa
     with pytest.raises(ConfigError, match=said) as error:
         VerifiersCustomer(**{"environment": NAME, **more})
     assert "\n" not in str(error.value)
+
+
+def test_a_release_without_such_environments_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = ModuleType("verifiers")
+    newer.__version__ = "0.4.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "verifiers", newer)
+    with pytest.raises(ConfigError, match=r"verifiers 0\.4\.0 has no MultiTurnEnv .*pip install"):
+        VerifiersCustomer("not-loaded-yet")
 
 
 def test_an_environment_does_not_take_over_interruptions() -> None:
