@@ -59,7 +59,7 @@ class ModelConfig:
     # `smollm2` (embedded, no network), `scratch` (made from nothing), a Hugging Face id, or a directory.
     id: str = "smollm2"
     # Type of the frozen weights: `auto` picks what this machine is fast at, `float32` is exact, `bfloat16` is half the
-    # memory. Weights that are trained are float32 whatever this says.
+    # memory, `nf4` (QLoRA, extra `qlora`) an eighth, and coarser. Weights that are trained are float32 in any case.
     dtype: str = "auto"
     # A system message for every conversation. Null leaves it to the customer (its `system` attribute).
     system: str | None = None

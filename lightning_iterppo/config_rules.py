@@ -11,7 +11,7 @@ from lightning_iterppo.data.store.urls import holds_password, without_password
 from lightning_iterppo.errors import ConfigError
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps", "tpu")
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "nf4")
 ADAPTATIONS = ("lora", "dora", "full")
 CRITIC_LOSSES = ("bce", "mse", "hl-gauss")
 POOLINGS = ("last", "mean")
@@ -144,6 +144,8 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError(f"name is {recipe.name!r}, but it must be a name that can be a folder's")
     if recipe.model.adaptation.kind == "full" and recipe.model.adaptation.top_layers is not None:
         raise ConfigError("model.adaptation.top_layers is for lora and dora; full trains every layer: make it null")
+    if recipe.model.dtype == "nf4" and recipe.model.adaptation.kind == "full":
+        raise ConfigError("model.dtype nf4 is for weights that do not train, but model.adaptation is full: take lora")
     critic = recipe.critic
     if not critic.low < critic.high:
         raise ConfigError(f"critic.low is {critic.low:g}, but it must be below critic.high, which is {critic.high:g}")

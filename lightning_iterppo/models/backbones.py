@@ -13,17 +13,25 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from lightning_iterppo.errors import ConfigError, ModelNotFoundError
+from lightning_iterppo.extras import need
 from lightning_iterppo.models.quiet import no_progress_bars
 from lightning_iterppo.models.scratch import ScratchConfig, make_scratch_model
 from lightning_iterppo.models.smollm2 import smollm2_directory
 
 __all__ = ["Backbone", "load_backbone", "native_bfloat16", "resolve_dtype"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NF4 = "nf4"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, NF4: torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +71,15 @@ def native_bfloat16() -> bool:
 def resolve_dtype(dtype: str) -> torch.dtype:
     """The type of ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 where it is native, else float32.
 
+    Of ``"nf4"`` it is the type that is computed in, bfloat16.
+
     Raises:
         ConfigError: any other word.
     """
     if dtype == "auto":
         return torch.bfloat16 if native_bfloat16() else torch.float32
     if dtype not in _DTYPES:
-        raise ConfigError(f"model.dtype={dtype!r}: expected auto, {' or '.join(_DTYPES)}")
+        raise ConfigError(f"model.dtype={dtype!r}: expected auto, {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
 
 
@@ -85,25 +95,29 @@ def load_backbone(
     Args:
         id: ``"smollm2"``, the embedded default; ``"scratch"``, a tiny model with random weights; else a local
             directory or an id of the Hub.
-        dtype: ``"auto"``, ``"float32"`` or ``"bfloat16"``. A scratch model is float32 under auto: it is too small to
-            be any faster in bfloat16.
+        dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, or ``"nf4"``: linear maps of 4 bits (Dettmers et al. 2023,
+            "QLoRA"), computed in bfloat16. A scratch model is float32 under auto: it is too small to be any faster in
+            bfloat16.
         scratch: what a scratch model is made of; no other one reads it.
         seed: for a scratch model's weights; no other one has chance in it.
 
     Raises:
         ModelNotFoundError: the model is not on this machine and cannot be downloaded.
-        ConfigError: an unknown dtype, or a scratch model without its configuration.
+        ConfigError: an unknown dtype, one whose package is not installed, or a scratch model without its
+            configuration.
     """
     wanted = resolve_dtype(dtype)
     if id == "scratch":
         if scratch is None:
             raise ConfigError("model.id=scratch needs model.scratch: at least its vocabulary, a list of words")
+        if dtype == NF4:
+            raise ConfigError("model.dtype=nf4 is for pretrained weights, and model.id=scratch has none: take float32")
         made, words = make_scratch_model(scratch, seed)
         small: PreTrainedModel = made.float() if dtype == "auto" or wanted == torch.float32 else made.bfloat16()
         return Backbone(small.eval(), words, id, None)
     source = str(smollm2_directory()) if id == "smollm2" else _local_or_hub(id)
     with no_progress_bars():
-        model, tokenizer = _from_transformers(id, source, wanted)
+        model, tokenizer = _from_transformers(id, source, wanted, _quantisation(dtype))
     if tokenizer.pad_token_id is None:
         # Batches need padding, which is masked everywhere, so the end token can stand in for it.
         tokenizer.pad_token = tokenizer.eos_token
@@ -120,9 +134,28 @@ def _local_or_hub(id: str) -> str:
     return id
 
 
-def _from_transformers(id: str, source: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _quantisation(dtype: str) -> BitsAndBytesConfig | None:
+    """How weights are made smaller while they are loaded.
+
+    Raises:
+        ConfigError: the package for it is missing.
+    """
+    if dtype != NF4:
+        return None
+    need("bitsandbytes", "for model.dtype=nf4", "qlora")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _from_transformers(
+    id: str, source: str, dtype: torch.dtype, small: BitsAndBytesConfig | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        return _load(source, dtype, local_only=True)
+        return _load(source, dtype, small, local_only=True)
     except (OSError, ValueError) as error:
         _raise_unless_missing(error)
         if os.path.isdir(source):
@@ -136,7 +169,7 @@ def _from_transformers(id: str, source: str, dtype: torch.dtype) -> tuple[PreTra
                 f"HF_HUB_OFFLINE forbids a download. Unset it, or give a directory"
             ) from error
     try:
-        return _load(source, dtype, local_only=False)
+        return _load(source, dtype, small, local_only=False)
     except (OSError, ValueError) as error:
         _raise_unless_missing(error)
         raise ModelNotFoundError(
@@ -145,10 +178,13 @@ def _from_transformers(id: str, source: str, dtype: torch.dtype) -> tuple[PreTra
         ) from error
 
 
-def _load(source: str, dtype: torch.dtype, *, local_only: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(
+    source: str, dtype: torch.dtype, small: BitsAndBytesConfig | None, *, local_only: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     # The tokenizer first: it is small, so a wrong name fails before gigabytes are read.
     tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=local_only)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local_only)
+    more = {} if small is None else {"quantization_config": small}
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local_only, **more)
     return cast(PreTrainedModel, model), cast(PreTrainedTokenizerBase, tokenizer)
 
 

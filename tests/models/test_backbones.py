@@ -131,7 +131,7 @@ class TestHub:
     def test_the_local_cache_comes_first_then_the_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[bool] = []
 
-        def fail(source: str, dtype: torch.dtype, *, local_only: bool) -> Any:
+        def fail(source: str, dtype: torch.dtype, small: Any, *, local_only: bool) -> Any:
             asked.append(local_only)
             raise OSError("is not a local folder\nand more lines")
 
