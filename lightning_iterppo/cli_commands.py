@@ -210,6 +210,8 @@ def quiet(debug: bool) -> None:
         os.environ.setdefault(name, value)
     for message in _BENIGN:
         warnings.filterwarnings("ignore", message=message)
+    # Where it is installed, peft imports it for every model, and it says what its own 4-bit products could do faster.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _operations(job: Job) -> ModuleType:
