@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -21,12 +21,10 @@ from lightning_iterppo.errors import ConfigError, CustomerError
 from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.judging import at_the_end
+from lightning_iterppo.loading import load_language_model
 from lightning_iterppo.loop import IterativePPOLoop
-from lightning_iterppo.models.adaptation import Adaptation, Computing, Kind
-from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
-from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.window import Window
 from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.settings import LoopSettings
@@ -107,39 +105,6 @@ def build_parts(config: Recipe) -> Parts:
         ),
         trainers=trainers,
     )
-
-
-def load_language_model(config: Recipe) -> LanguageModel:
-    """The backbone of a recipe with its adaptation."""
-    section = config.model
-    scratch = None if section.scratch is None else ScratchConfig(**asdict(section.scratch))
-    name = section.id if scratch is None else "scratch"
-    # Trained weights are float32: loading them as anything else would round them first.
-    dtype = "float32" if section.adaptation.kind == "full" else section.dtype
-    backbone = load_backbone(name, dtype=dtype, scratch=scratch, seed=config.seed)
-    how = section.adaptation
-    try:
-        return LanguageModel(
-            backbone,
-            Adaptation(
-                kind=cast(Kind, how.kind),
-                rank=how.rank,
-                alpha=how.alpha,
-                dropout=how.dropout,
-                top_layers=how.top_layers,
-                fold=how.fold,
-                keep_features=how.keep_features,
-            ),
-            Computing(
-                share_prefixes=section.share_prefixes,
-                trim_padding=section.trim_padding,
-                logits_once=section.logits_once,
-                checkpointing=section.checkpointing,
-                compile=section.compile,
-            ),
-        )
-    except ValueError as error:
-        raise ConfigError(f"model.adaptation: {error}") from error
 
 
 def customer_factory(spec: dict[str, Any], where: str) -> Callable[[], Customer]:
@@ -250,7 +215,7 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         check_returns(logs, critic.gamma, bounds)
     parts = build_parts(config)
     learnt, estimate = at_the_end(logs, config, parts.renderer) if kept and not config.customer else (logs, None)
-    return IterativePPOLoop(
+    loop = IterativePPOLoop(
         language_model=parts.model,
         policy=parts.policy,
         critic=parts.critic,
@@ -266,6 +231,8 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         name=config.name,
         seed=config.seed,
     )
+    loop.summary.start = config.model.start
+    return loop
 
 
 def instantiate_named(section: dict[str, Any], where: str, kind: type, **offered: Any) -> list[Any]:
