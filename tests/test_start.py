@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from lightning_iterppo import build, operations
 from lightning_iterppo.behaviour import action_logprobs
-from lightning_iterppo.composition import compose
+from lightning_iterppo.composition import compose, load_recipe, to_yaml
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.errors import ConfigError, RunDirectoryError
 from lightning_iterppo.loading import load_language_model, whole_policy
-from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.run_directory import RunDirectory
@@ -37,18 +40,46 @@ SMALL = [
 pytestmark = pytest.mark.usefixtures("word_customer")
 
 
-def recipe(kind: str, *more: str) -> Recipe:
+def recipe(kind: str, *more: str, start: Path | None = None) -> Recipe:
+    config = copy.deepcopy(_composed(kind, more))
+    if start is not None:
+        config.model.start = str(start)
+    return config
+
+
+@cache
+def _composed(kind: str, more: tuple[str, ...]) -> Recipe:
     top = ["model.adaptation.top_layers=1"] if kind == "lora-top" else []
     return compose("probe", [f"model/adaptation={kind}", *top, *SMALL, *more])
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, and the log-probabilities of its conversations under its last policy."""
+
+    path: Path
+    policy: Tensor
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, word_customer: Any) -> dict[str, Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory, word_customer: Any) -> dict[str, Trained]:
     """A finished run of every adaptation."""
     place = tmp_path_factory.mktemp("runs")
+    found = {}
     for kind in KINDS:
-        operations.train(recipe(kind), place / kind, False)
-    return {kind: place / kind for kind in KINDS}
+        run = place / kind
+        operations.train(recipe(kind), run, False)
+        model = load_language_model(recipe(kind))
+        untrained = logprobs(model, run)
+        operations.load_policy(model, run)
+        found[kind] = Trained(run, logprobs(model, run))
+        assert not torch.allclose(found[kind].policy, untrained, atol=1e-2)  # there is something to take over
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(trained: dict[str, Trained]) -> dict[str, Path]:
+    return {kind: run.path for kind, run in trained.items()}
 
 
 def logprobs(model: LanguageModel, run: Path, variant: str = POLICY) -> Tensor:
@@ -59,42 +90,47 @@ def logprobs(model: LanguageModel, run: Path, variant: str = POLICY) -> Tensor:
     return torch.tensor([value for row in found for value in row])
 
 
-def trained(run: Path, kind: str) -> Tensor:
-    """The log-probabilities of a run's last policy, with its own recipe."""
-    config = operations.load_recipe(run / "recipe.yaml")
-    assert config.model.adaptation.kind == kind.removesuffix("-top")
-    model = load_language_model(config)
-    operations.load_policy(model, run)
-    return logprobs(model, run)
-
-
 @pytest.mark.parametrize("target", KINDS)
 @pytest.mark.parametrize("source", KINDS)
-def test_a_run_goes_on_in_any_adaptation(runs: dict[str, Path], tmp_path: Path, source: str, target: str) -> None:
-    run = runs[source]
-    policy = trained(run, source)
-    untrained = logprobs(load_language_model(recipe(source)), run)
-    assert not torch.allclose(policy, untrained, atol=1e-2)  # there is something to take over
-    config = recipe(target, f"model.start={run}")
-    begun = load_language_model(config)
+def test_a_run_goes_on_in_any_adaptation(trained: dict[str, Trained], tmp_path: Path, source: str, target: str) -> None:
+    run, policy = trained[source].path, trained[source].policy
+    config = recipe(target, start=run)
+    model = load_language_model(config)
     for variant in (POLICY, REFERENCE, CRITIC):
-        torch.testing.assert_close(logprobs(begun, run, variant), policy, atol=1e-4, rtol=0)
+        torch.testing.assert_close(logprobs(model, run, variant), policy, atol=1e-4, rtol=0)
     # One step of training works and changes it.
     summary = operations.train(config, tmp_path / "run", False)
     place = run / "checkpoints" / "iteration-000" / "policy"
     assert summary.status == "finished" and summary.start == str(place.resolve())
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["start"] == str(place.resolve())
-    model = load_language_model(operations.load_recipe(tmp_path / "run" / "recipe.yaml"))
-    torch.testing.assert_close(logprobs(model, run), policy, atol=1e-4, rtol=0)  # the recipe repeats the run
     operations.load_policy(model, tmp_path / "run")
     moved = (logprobs(model, run) - policy).abs().max()
     assert 1e-3 < moved < 10
-    # What it became can be exported.
-    operations.export(tmp_path / "run", tmp_path / "model", None)
-    exported = load_backbone(str(tmp_path / "model"), dtype="float32").model
+
+
+def test_a_run_that_went_on_twice_is_repeated_and_exported(trained: dict[str, Trained], tmp_path: Path) -> None:
+    """An adapter beside merged weights, which came of an adapter beside merged weights."""
+    source = trained["full"]
+    operations.train(recipe("lora", start=source.path), tmp_path / "second", False)
+    operations.train(recipe("dora", start=tmp_path / "second"), tmp_path / "third", False)
+    written = load_recipe(tmp_path / "third" / "recipe.yaml")
+    policy = (tmp_path / "second" / "checkpoints" / "iteration-000" / "policy").resolve()
+    assert written.model.start == str(policy) == json.loads((tmp_path / "third" / "summary.json").read_text())["start"]
+    begun = load_language_model(written)
+    operations.export(tmp_path / "second", tmp_path / "begun", None)
+    same_logits(tmp_path / "begun", begun)
+    operations.load_policy(begun, tmp_path / "third")
+    operations.export(tmp_path / "third", tmp_path / "model", None)
+    same_logits(tmp_path / "model", begun)
+    with pytest.raises(AssertionError, match="not close"):
+        same_logits(tmp_path / "begun", begun)
+
+
+def same_logits(exported: Path, model: LanguageModel) -> None:
+    """What plain transformers makes of a directory is what the policy says."""
+    plain = AutoModelForCausalLM.from_pretrained(exported)
     ids = torch.tensor([[3, 6, 8, 1, 4, 7, 1]])
     with torch.no_grad(), model.using(POLICY):
-        torch.testing.assert_close(exported(ids).logits, model.causal_lm.eval()(ids).logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(plain(ids).logits, model.causal_lm.eval()(ids).logits, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("source", "target"), [("lora", "lora"), ("lora", "full"), ("full", "dora")])
@@ -107,7 +143,7 @@ def test_a_continued_run_is_resumed(runs: dict[str, Path], tmp_path: Path, sourc
     ]
     marker = f"callbacks.stop.marker='{tmp_path}/marker'"
     with pytest.raises(Exception, match=r"^improve$"):
-        operations.train(recipe(target, f"model.start={origin}", *stop, marker), tmp_path / "run", False)
+        operations.train(recipe(target, *stop, marker, start=origin), tmp_path / "run", False)
     if target != "dora":
         shutil.rmtree(origin)
         assert operations.train(recipe("lora"), tmp_path / "run", True).start is not None
@@ -127,40 +163,39 @@ def test_the_newest_policy_or_the_one_that_is_named(runs: dict[str, Path], tmp_p
     run = shutil.copytree(runs["lora"], tmp_path / "run")
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / "iteration-000", checkpoints / "iteration-001")
-    config = recipe("full", f"model.start={run}")
+    config = recipe("full", start=run)
     operations.pin_start(config)
     assert config.model.start == str((checkpoints / "iteration-001" / "policy").resolve())
     for place in (checkpoints / "iteration-000", checkpoints / "iteration-000" / "policy"):
-        config = recipe("full", f"model.start={place}")
+        config = recipe("full", start=place)
         operations.pin_start(config)
         assert config.model.start == str((checkpoints / "iteration-000" / "policy").resolve())
 
 
 def test_an_adapter_beside_merged_weights_is_taken_for_no_other(runs: dict[str, Path], tmp_path: Path) -> None:
     """Its shapes are those of an adapter beside the model's own weights, and what they compute is something else."""
-    operations.train(recipe("lora", f"model.start={runs['full']}"), tmp_path / "run", False)
-    started = recipe("lora", f"model.start={runs['full']}")
+    operations.train(recipe("lora", start=runs["full"]), tmp_path / "run", False)
+    started = recipe("lora", start=runs["full"])
     for config, place in ((recipe("lora"), tmp_path / "run"), (started, runs["lora"])):
         with pytest.raises(RunDirectoryError, match=r"--policy .*is one of other weights: take the recipe of its run"):
             operations.evaluate(config, place, 4)
-    found = operations.evaluate(operations.load_recipe(tmp_path / "run" / "recipe.yaml"), tmp_path / "run", 4)
+    found = operations.evaluate(load_recipe(tmp_path / "run" / "recipe.yaml"), tmp_path / "run", 4)
     assert found["conversations"] == 4
 
 
-def test_an_adapter_of_another_rank_is_merged(runs: dict[str, Path]) -> None:
-    begun = load_language_model(recipe("lora", "model.adaptation.rank=3", f"model.start={runs['lora']}"))
-    torch.testing.assert_close(logprobs(begun, runs["lora"]), trained(runs["lora"], "lora"), atol=1e-4, rtol=0)
+def test_an_adapter_of_another_rank_is_merged(trained: dict[str, Trained], runs: dict[str, Path]) -> None:
+    begun = load_language_model(recipe("lora", "model.adaptation.rank=3", start=runs["lora"]))
+    torch.testing.assert_close(logprobs(begun, runs["lora"]), trained["lora"].policy, atol=1e-4, rtol=0)
     assert begun.started_from is not None
-    as_it_is = load_language_model(recipe("lora", f"model.start={runs['lora']}"))
+    as_it_is = load_language_model(recipe("lora", start=runs["lora"]))
     assert as_it_is.started_from is None
     adapter = load_file(runs["lora"] / "checkpoints/iteration-000/policy/adapter_model.safetensors")
     assert sum(map(torch.numel, as_it_is.variant_tensors(POLICY).values())) == sum(map(torch.numel, adapter.values()))
 
 
 def test_frozen_weights_that_hold_a_policy_are_not_rounded(runs: dict[str, Path]) -> None:
-    start = f"model.start={runs['lora']}"
     for dtype, expected in (("auto", torch.float32), ("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        model = load_language_model(recipe("dora", start, f"model.dtype={dtype}"))
+        model = load_language_model(recipe("dora", f"model.dtype={dtype}", start=runs["lora"]))
         assert model.head_weight.dtype == expected
 
 
@@ -174,7 +209,7 @@ def test_frozen_weights_that_hold_a_policy_are_not_rounded(runs: dict[str, Path]
 def test_a_run_of_another_model_is_one_line(
     runs: dict[str, Path], tmp_path: Path, overrides: list[str], error: type[Exception], said: str
 ) -> None:
-    config = recipe("lora", f"model.start={runs['full']}", *overrides)
+    config = recipe("lora", *overrides, start=runs["full"])
     with pytest.raises(error, match=rf"^model\.start is .*{said}") as caught:
         operations.train(config, tmp_path / "run", False)
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
@@ -182,12 +217,12 @@ def test_a_run_of_another_model_is_one_line(
 
 def test_what_is_no_policy_of_a_run(runs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"model\.start is .*/nowhere, which holds no policy"):
-        operations.train(recipe("lora", f"model.start={tmp_path}/nowhere"), tmp_path / "run", False)
+        operations.train(recipe("lora", start=tmp_path / "nowhere"), tmp_path / "run", False)
     with pytest.raises(RunDirectoryError, match="is not a run, and no policy of one"):
         operations.export(tmp_path, tmp_path / "out", None)
     operations.export(runs["lora"], tmp_path / "model", None)
     with pytest.raises(RunDirectoryError, match=r"lies in no run.*model\.id"):
-        operations.train(recipe("lora", f"model.start={tmp_path}/model"), tmp_path / "run", False)
+        operations.train(recipe("lora", start=tmp_path / "model"), tmp_path / "run", False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -203,27 +238,35 @@ def test_a_started_policy_imitates_nobody_unless_asked_to(runs: dict[str, Path],
     mine.write_text(text + "warm_start:\n  epochs: 3\n")
     assert compose(str(mine)).warm_start.epochs == 3
     written = tmp_path / "recipe.yaml"
-    written.write_text(operations.to_yaml(compose("shop", [start, "warm_start.epochs=1"])))
+    written.write_text(to_yaml(compose("shop", [start, "warm_start.epochs=1"])))
     assert compose(str(written)).warm_start.epochs == 1
     assert compose(str(written), [start]).warm_start.epochs == 0
 
 
 def test_logs_of_a_started_run_still_fit_its_critic(runs: dict[str, Path], tmp_path: Path) -> None:
     logs = runs["full"] / "conversations" / "iteration-000.jsonl"
-    config = recipe("lora", f"model.start={runs['full']}", "logs=file", f"logs.path={logs}")
+    config = recipe("lora", "logs=file", f"logs.path={logs}", f"model.start={runs['full']}")
     loop = build.build_loop(config, kept=False)
     assert loop.logs and loop.settings.critic_logs and loop.settings.warm_start_epochs == 0
 
 
 def test_a_critic_begins_with_the_started_policy(runs: dict[str, Path], tmp_path: Path) -> None:
     logs = runs["lora"] / "conversations" / "iteration-000.jsonl"
-    config = recipe("full", f"model.start={runs['lora']}")
+    config = recipe("full", start=runs["lora"])
     operations.fit_critic(config, [logs], [], tmp_path / "critic")
     whole = whole_policy(runs["lora"] / "checkpoints" / "iteration-000" / "policy").model.state_dict()
     for key, tensor in load_file(tmp_path / "critic" / "model.safetensors").items():
         torch.testing.assert_close(tensor, whole[key], atol=1e-6, rtol=0)
     found = operations.score(tmp_path / "critic", logs, tmp_path / "scores.jsonl")
     assert found["conversations"] == 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_model_has_the_policys_logits(runs: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    operations.export(runs[kind], tmp_path / "model", None)
+    model = load_language_model(recipe(kind))
+    operations.load_policy(model, runs[kind])
+    same_logits(tmp_path / "model", model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
