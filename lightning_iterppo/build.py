@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -23,12 +23,10 @@ from lightning_iterppo.errors import ConfigError, CustomerError
 from lightning_iterppo.functional.objectives import make_objective
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.judging import at_the_end
+from lightning_iterppo.loading import load_language_model
 from lightning_iterppo.loop import IterativePPOLoop
-from lightning_iterppo.models.adaptation import Adaptation, Computing, Kind
-from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
-from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.window import Window
 from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.settings import LoopSettings
@@ -109,39 +107,6 @@ def build_parts(config: Recipe) -> Parts:
         ),
         trainers=trainers,
     )
-
-
-def load_language_model(config: Recipe) -> LanguageModel:
-    """The backbone of a recipe with its adaptation."""
-    section = config.model
-    scratch = None if section.scratch is None else ScratchConfig(**asdict(section.scratch))
-    name = section.id if scratch is None else "scratch"
-    # Trained weights are float32: loading them as anything else would round them first.
-    dtype = "float32" if section.adaptation.kind == "full" else section.dtype
-    backbone = load_backbone(name, dtype=dtype, scratch=scratch, seed=config.seed)
-    how = section.adaptation
-    try:
-        return LanguageModel(
-            backbone,
-            Adaptation(
-                kind=cast(Kind, how.kind),
-                rank=how.rank,
-                alpha=how.alpha,
-                dropout=how.dropout,
-                top_layers=how.top_layers,
-                fold=how.fold,
-                keep_features=how.keep_features,
-            ),
-            Computing(
-                share_prefixes=section.share_prefixes,
-                trim_padding=section.trim_padding,
-                logits_once=section.logits_once,
-                checkpointing=section.checkpointing,
-                compile=section.compile,
-            ),
-        )
-    except ValueError as error:
-        raise ConfigError(f"model.adaptation: {error}") from error
 
 
 def customer_factory(spec: dict[str, Any], where: str, **offered: Any) -> Callable[[], Customer]:
@@ -266,7 +231,7 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         if config.loop.overlap and host.plays:
             raise ConfigError("loop.overlap trains while customers talk, but the same weights play them: make it false")
     learnt, estimate = at_the_end(logs, config, parts.renderer) if kept and not config.customer else (logs, None)
-    return IterativePPOLoop(
+    loop = IterativePPOLoop(
         language_model=parts.model,
         policy=parts.policy,
         critic=parts.critic,
@@ -283,6 +248,8 @@ def build_loop(config: Recipe, *, kept: bool, talks: bool = True) -> IterativePP
         name=config.name,
         seed=config.seed,
     )
+    loop.summary.start = config.model.start
+    return loop
 
 
 def _delivery(config: Recipe, model: LanguageModel) -> Delivery | None:

@@ -235,9 +235,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     add_off_policy(add)
 
     export = add("export", commands.export, "a run's policy as one model that transformers and vLLM load", recipe=False)
-    export.add_argument("run", type=Path, metavar="RUN", help="the run")
+    export.add_argument("run", type=Path, metavar="RUN", help="the run, or the directory of one of its policies")
     add_output(export, "where the model goes", "DIR")
     export.add_argument("--iteration", type=int, metavar="K", help="the policy after this iteration; default: the last")
+    types = ("float32", "bfloat16", "float16")
+    export.add_argument("--dtype", choices=types, default=types[0], help="of the weights; default: float32, as trained")
+    add_json(export)
 
     add("recipes", commands.recipes, "what recipes there are, and the groups to compose your own from", recipe=False)
     add("show", commands.show, "the composed recipe, as YAML")

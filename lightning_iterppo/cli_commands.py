@@ -135,12 +135,17 @@ def evaluate(arguments: argparse.Namespace, job: Job) -> int:
 
 def export(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo export`."""
-    _need_run(arguments.run)
+    if not arguments.run.is_dir():
+        raise RunDirectoryError(f"there is no run {arguments.run}")
     need_fresh_output(arguments.output)
-    made = _operations(job).export(arguments.run, arguments.output, arguments.iteration)
+    made = _operations(job).export(arguments.run, arguments.output, arguments.iteration, arguments.dtype)
+    if arguments.json:
+        output.say_json(made)
+        return 0
+    place = made["model"]
     output.say(
-        f"The model is in {made}",
-        f"Next: python -c \"from transformers import pipeline; print(pipeline('text-generation', {str(made)!r}))\"",
+        f"The model is in {place}",
+        f"Next: python -c \"from transformers import pipeline; print(pipeline('text-generation', {place!r}))\"",
     )
     return 0
 

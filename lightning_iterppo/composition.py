@@ -71,6 +71,7 @@ def compose(recipe: str = "shop", overrides: Sequence[str] = ()) -> Recipe:
         _set(config, override, strict)
     given = [*(each.key_or_group for each in values), *(each.package or each.key_or_group for each in choices)]
     _drop_foreign_held_out(config, files, given)
+    _imitate_nobody_twice(config, files, given)
     if config.get("customer"):
         _learn_only_to_speak_from_foreign_logs(config, files, given)
     elif "customer" in given and "loop.iterations" not in given:
@@ -272,6 +273,18 @@ def _learn_only_to_speak_from_foreign_logs(config: DictConfig, files: RecipeFile
         section, name = key.split(".")
         if key not in given and not any(name in (layer.get(section) or {}) for layer in said):
             OmegaConf.update(config, key, value, force_add=True)
+
+
+def _imitate_nobody_twice(config: DictConfig, files: RecipeFiles, given: Sequence[str]) -> None:
+    """A policy that a run starts from speaks already: no warm start, unless it is asked for beside the start."""
+    if OmegaConf.select(config, "model.start") is None or "warm_start.epochs" in given:
+        return
+    if "model.start" not in given:
+        said = [layer for _, layer in files.layers]
+        first = next((n for n, layer in enumerate(said) if "start" in (layer.get("model") or {})), len(said))
+        if any("epochs" in (layer.get("warm_start") or {}) for layer in said[first:]):
+            return
+    OmegaConf.update(config, "warm_start.epochs", 0, force_add=True)
 
 
 # -- values --------------------------------------------------------------------------------------------------------

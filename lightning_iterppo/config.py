@@ -56,8 +56,11 @@ class AdaptationConfig:
 class ModelConfig:
     """The language model that every part shares."""
 
-    # `smollm2` (embedded, no network), `scratch` (made from nothing), a Hugging Face id, or a directory.
+    # `smollm2` (embedded, no network), `scratch` (made from nothing), a Hugging Face id, a directory, or a GGUF file.
     id: str = "smollm2"
+    # A run, or the directory of one of its policies, to start from: the same model, in any adaptation. There is no warm
+    # start then, unless `warm_start.epochs` is given beside it. Null starts from the model as it is.
+    start: str | None = None
     # Type of the frozen weights: `auto` picks what this machine is fast at, `float32` is exact, `bfloat16` is half the
     # memory, `nf4` (QLoRA, extra `qlora`) an eighth, and coarser. Weights that are trained are float32 in any case.
     dtype: str = "auto"

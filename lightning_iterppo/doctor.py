@@ -20,14 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_iterppo.models.backbones import native_bfloat16
-from lightning_iterppo.models.smollm2 import (
-    HUB_ID,
-    INSTALL,
-    cache_directory,
-    converted_directory,
-    is_complete,
-    package_weights,
-)
+from lightning_iterppo.models.gguf_files import cache_directory, is_complete
+from lightning_iterppo.models.smollm2 import HUB_ID, INSTALL, converted_directory, package_weights
 
 __all__ = ["Finding", "Status", "diagnose", "findings_as_json", "render"]
 

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.loggers import Logger
 
-from lightning_iterppo.build import build_loop, instantiate_named, load_language_model, open_logs
+from lightning_iterppo.build import build_loop, instantiate_named, open_logs
 from lightning_iterppo.composition import load_recipe, to_yaml
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.conversation import Conversation
@@ -18,8 +19,11 @@ from lightning_iterppo.data.logs import read_conversations, write_conversations
 from lightning_iterppo.errors import RunDirectoryError
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.files import replace_directory, write_text_atomically
+from lightning_iterppo.loading import pin_start, policy_directory, whole_policy
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
+from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.variant_files import ADAPTER, MODEL_CONFIG
 from lightning_iterppo.run_directory import RECIPE, RunDirectory
 from lightning_iterppo.scoring import write_scores
 from lightning_iterppo.snapshot import HEAD, load_critic, save_critic
@@ -38,12 +42,15 @@ def train(config: Recipe, run: Path, resume: bool) -> Summary:
         RunDirectoryError: ``run`` holds another run, or, to resume, none.
     """
     if not resume:
+        pin_start(config)
         loop = build_loop(config, kept=True)
         _begin_run(loop, config, run)
         return loop.run()
     directory = RunDirectory.open(run)
     config = load_recipe(directory.recipe)
     state = directory.load_state()
+    if state is not None and state["modules"].get("started_from") is None:
+        config.model.start = None  # all that came of it is in the state
     loop = build_loop(config, kept=True)
     _attach(loop, config, directory, last_step=None if state is None else int(state["steps"]))
     if state is not None:
@@ -109,22 +116,6 @@ def _talk(
     return found, {"failed": failed.conversations, "first_failure": failed.first} if failed else {"failed": 0}
 
 
-def policy_directory(path: Path) -> Path:
-    """A policy's own directory, from it, from a checkpoint, or from a run (its newest checkpoint).
-
-    Raises:
-        RunDirectoryError: the run has no checkpoint yet.
-    """
-    if (path / "policy").is_dir():
-        return path / "policy"
-    if (path / "recipe.yaml").is_file():
-        newest = RunDirectory.open(path).newest_checkpoint()
-        if newest is None:
-            raise RunDirectoryError(f"{path} has no checkpoint yet")
-        return newest / "policy"
-    return path
-
-
 def load_policy(model: LanguageModel, path: Path, *, variant: str = POLICY, option: str = "--policy") -> None:
     """Makes a policy on the disk a variant of the model.
 
@@ -134,7 +125,10 @@ def load_policy(model: LanguageModel, path: Path, *, variant: str = POLICY, opti
     try:
         model.load_variant(variant, policy_directory(path))
     except (FileNotFoundError, ValueError) as error:
-        raise RunDirectoryError(f"{option} {path}: {error}; give a checkpoint's policy directory, or a run") from error
+        raise RunDirectoryError(
+            f"{option} {path}: {error}; give a checkpoint's policy directory, or a run; for one of another adaptation "
+            f"than the recipe's take model.start={path}"
+        ) from error
 
 
 def fit_critic(
@@ -156,6 +150,7 @@ def fit_critic(
     _refuse_full(output)
     logs = ConversationFile(data) if data else open_logs(config)
     held = ConversationFile(validation) if validation else None
+    pin_start(config)
     recipe = to_yaml(config)
     loop = build_loop(without_logs(config), kept=False)
     _start_from(loop, policy)
@@ -232,6 +227,7 @@ def improve(config: Recipe, critic: Path, data: list[Path], run: Path, policy: P
         RunDirectoryError: the critic or the policy is none, or the run directory is taken.
     """
     logs = read_conversations(data)
+    pin_start(config)
     loop = build_loop(config, kept=True)
     _start_from(loop, policy)
     try:
@@ -242,26 +238,53 @@ def improve(config: Recipe, critic: Path, data: list[Path], run: Path, policy: P
     return {"run": str(run), **loop.improve_only(logs)}
 
 
-def export(run: Path, output: Path, iteration: int | None) -> Path:
-    """Merged safetensors of a run's policy, which transformers loads by itself.
+def export(path: Path, output: Path, iteration: int | None, dtype: str = "float32") -> dict[str, Any]:
+    """Merged safetensors of a policy, which transformers loads by itself, with tokenizer and chat template.
+
+    Args:
+        path: a run, or the directory of one of its policies.
+        output: the directory.
+        iteration: whose policy of a run; None is the newest one.
+        dtype: of the weights: float32, bfloat16 or float16.
 
     Raises:
-        RunDirectoryError: it is not a run, it has no such checkpoint, or the output is not empty.
+        RunDirectoryError: there is no such policy, or the output is not empty.
     """
-    directory = RunDirectory.open(run)
     _refuse_full(output)
-    source = directory.newest_checkpoint() if iteration is None else directory.checkpoint(iteration)
-    if source is None or not (source / "policy").is_dir():
-        which = "no checkpoint yet" if iteration is None else f"no checkpoint of iteration {iteration}"
-        raise RunDirectoryError(f"{run} has {which}")
-    config = load_recipe(directory.recipe)
-    # Merged in float32: adding an adapter to bfloat16 weights would round most of it away.
-    config.model.dtype = "float32"
-    model = load_language_model(config)
-    model.load_variant(POLICY, source / "policy")
+    source = _policy_to_export(path, iteration)
+    policy = whole_policy(source)
+    model, tokenizer = policy.model.to(getattr(torch, dtype)), policy.tokenizer
+    renderer = ChatRenderer(tokenizer)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = renderer.template  # what it was trained with
+    ends = model.generation_config.eos_token_id
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    model.generation_config.eos_token_id = list(dict.fromkeys([*known, renderer.stop_token_id]))
+    model.generation_config.pad_token_id = renderer.pad_token_id
     with replace_directory(output) as target:
-        model.save_merged(POLICY, target)
-    return output
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    return {
+        "model": str(output),
+        "policy": str(source),
+        "dtype": dtype,
+        "parameters": model.num_parameters(),
+        "bytes": sum(file.stat().st_size for file in output.glob("*.safetensors")),
+    }
+
+
+def _policy_to_export(path: Path, iteration: int | None) -> Path:
+    if iteration is None and not (path / RECIPE).is_file():
+        source = policy_directory(path)
+        if not any((source / name).is_file() for name in (ADAPTER, MODEL_CONFIG)):
+            raise RunDirectoryError(f"{path} is not a run, and no policy of one; give the directory that train wrote")
+        return source
+    directory = RunDirectory.open(path)
+    found = directory.newest_checkpoint() if iteration is None else directory.checkpoint(iteration)
+    if found is None or not (found / "policy").is_dir():
+        which = "no checkpoint yet" if iteration is None else f"no checkpoint of iteration {iteration}"
+        raise RunDirectoryError(f"{path} has {which}")
+    return found / "policy"
 
 
 def single_process(config: Recipe) -> None:

@@ -21,10 +21,11 @@ from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.judging import RESPONSES, judge, usable_logs
+from lightning_iterppo.loading import policy_directory
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import POLICY, REFERENCE
 from lightning_iterppo.models.tree import TokenTree
-from lightning_iterppo.operations import load_policy, policy_directory
+from lightning_iterppo.operations import load_policy
 from lightning_iterppo.run_directory import RunDirectory
 from lightning_iterppo.snapshot import load_reference
 

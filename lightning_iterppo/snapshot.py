@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lightning_iterppo.critic import QCritic
+from lightning_iterppo.errors import RunDirectoryError
 from lightning_iterppo.files import replace_directory
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
@@ -62,6 +63,7 @@ def module_state(model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> di
     if model.lora or policy.kl_reference_coefficient > 0:
         names.append(REFERENCE)
     return {
+        "started_from": model.started_from,
         "variants": {name: _on_host(model.variant_tensors(name)) for name in names},
         "critic_head": _on_host(critic.head.state_dict()),
         "value_head": _on_host(policy.value_head.state_dict()),
@@ -71,7 +73,14 @@ def module_state(model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> di
 
 
 def load_modules(state: dict[str, Any], model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> None:
-    """Puts the weights of `module_state` back."""
+    """Puts the weights of `module_state` back.
+
+    Raises:
+        ValueError: they are of another model or adaptation.
+        RunDirectoryError: adapters that were beside other weights.
+    """
+    if state.get("started_from") != model.started_from:
+        raise RunDirectoryError("model.start is no longer the policy that this run began with: put that one back")
     for name, tensors in state["variants"].items():
         if not model.lora and name != model.active:
             model.copy(model.active, name)  # makes room for it

@@ -72,9 +72,10 @@ class IterationRecord:
 class Summary:
     """A whole run.
 
-    ``seconds`` counts from the start of training to its end, over all processes of a resumed run; the evaluations
-    before and after are counted in ``evaluation_seconds``. ``histories_cut`` is the share of states whose history did
-    not fit the window; None without a window. ``before_held_out`` and ``after_held_out`` are the second
+    ``start`` is the policy of another run that this one began with; None without. ``seconds`` counts from the start of
+    training to its end, over all processes of a resumed run; the evaluations before and after are counted in
+    ``evaluation_seconds``. ``histories_cut`` is the share of states whose history did not fit the window; None without
+    a window. ``before_held_out`` and ``after_held_out`` are the second
     figure: a kind of customer that training never meets. ``estimate`` is what `iterppo estimate` says, of the logs that
     a run without a customer held back. ``failed`` is empty where no customer failed; else by the conversations' prefix.
     ``usage`` is what the conversations cost, by their prefix, where customers count that. ``engine`` is how far a
@@ -83,6 +84,7 @@ class Summary:
 
     recipe: str
     seed: int
+    start: str | None = None
     status: Literal["running", "finished", "failed"] = "running"
     seconds: float = 0.0
     evaluation_seconds: float = 0.0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_iterppo.build import load_language_model
 from lightning_iterppo.composition import load_recipe
 from lightning_iterppo.config import TrainerConfig
 from lightning_iterppo.conversation import Message, Role
@@ -18,6 +17,7 @@ from lightning_iterppo.extras import need
 from lightning_iterppo.generation.engine import Response
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.loading import load_language_model
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.window import Window

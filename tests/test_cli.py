@@ -90,9 +90,9 @@ class Operations:
         self.calls.append(("evaluate", config, policy, conversations))
         return {"outcome_rate": 0.25}
 
-    def export(self, run: Path, output: Path, iteration: int | None) -> Path:
-        self.calls.append(("export", run, output, iteration))
-        return output
+    def export(self, run: Path, output: Path, iteration: int | None, dtype: str) -> dict[str, Any]:
+        self.calls.append(("export", run, output, iteration, dtype))
+        return {"model": str(output), "dtype": dtype}
 
 
 def talk(said: str, outcome: float) -> Conversation:
@@ -279,9 +279,13 @@ def test_every_command_reaches_its_function(
     assert main([*improve, "--policy", str(run)]) == 0
     assert operations.calls[-1][-1] == run
     assert main(["export", str(run), "-o", "model", "--iteration", "1"]) == 0
+    assert "The model is in model" in capsys.readouterr().out
+    assert main(["export", str(run), "-o", "model", "--dtype", "bfloat16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": "model", "dtype": "bfloat16"}
+    assert operations.calls.pop()[1:] == (run, Path("model"), None, "bfloat16")
     assert main(["score", "critic", "a.jsonl", "-o", "q.jsonl"]) == 0
     assert [call[0] for call in operations.calls] == ["collect", "evaluate", "improve", "export", "score"]
-    assert operations.calls[0][3:] == (None, 7) and operations.calls[3][1:] == (run, Path("model"), 1)
+    assert operations.calls[0][3:] == (None, 7) and operations.calls[3][1:] == (run, Path("model"), 1, "float32")
     assert operations.calls[4][1:] == (Path("critic"), Path("a.jsonl"), Path("q.jsonl"))
 
 
@@ -316,7 +320,9 @@ def test_every_command_reaches_its_function(
         (["score", "empty", "file.txt", "-o", "file.txt"], ["file.txt", "overwritten"]),
         (["improve", "--critic", "nowhere", "--data", "file.txt", "-o", "x"], ["no critic nowhere"]),
         (["evaluate", "--policy", "nowhere"], ["no policy nowhere"]),
-        (["export", "empty", "-o", "x"], ["empty is not a run"]),
+        (["export", "nowhere", "-o", "x"], ["no run nowhere"]),
+        (["export", "runs/b", "-o", "x", "--dtype", "int8"], ["--dtype", "float32"]),
+        (["export", "runs/b", "-o", "runs/a"], ["runs/a", "overwritten"]),
         (["export", "runs/b", "y", "-o", "x"], ["'y'"]),
     ],
 )

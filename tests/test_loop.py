@@ -203,7 +203,7 @@ def test_the_summary_has_the_keys_of_its_schema(run: Run) -> None:
         *("schema", "recipe", "seed", "status", "seconds", "peak_memory_bytes", "before", "after", "iterations"),
     }
     added = {"evaluation_seconds", "before_held_out", "after_held_out", "logs", "stop_reason", "machine"}
-    added |= {"histories_cut", "estimate", "failed", "usage", "engine"}
+    added |= {"histories_cut", "estimate", "failed", "usage", "engine", "start"}
     assert set(summary) == promised | added
     assert (summary["schema"], summary["recipe"], summary["seed"], summary["status"]) == (1, "words", 7, "finished")
     assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 1_000_000

@@ -113,7 +113,8 @@ def test_a_checkpoint_is_loaded_by_the_ecosystem(run: Run) -> None:
 
 
 def test_an_exported_model_has_the_policys_logits(run: Run, tmp_path: Path) -> None:
-    assert operations.export(run.path, tmp_path / "out", None) == tmp_path / "out"
+    made = operations.export(run.path, tmp_path / "out", None)
+    assert made["model"] == str(tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {
         "model.safetensors",

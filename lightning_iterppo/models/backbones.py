@@ -24,6 +24,7 @@ from transformers.utils import cached_file
 
 from lightning_iterppo.errors import ConfigError, ModelNotFoundError
 from lightning_iterppo.extras import need
+from lightning_iterppo.models.gguf_files import SUFFIX, gguf_directory
 from lightning_iterppo.models.quiet import no_progress_bars
 from lightning_iterppo.models.scratch import ScratchConfig, make_scratch_model
 from lightning_iterppo.models.smollm2 import smollm2_directory
@@ -43,12 +44,14 @@ class Backbone:
         tokenizer: its tokenizer, which always has a pad token.
         id: the name it was asked for by.
         path: the directory it was loaded from; None for a model made from nothing.
+        started_from: the fingerprint of the policy whose weights these are; None when they are the model's own.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     id: str
     path: Path | None
+    started_from: str | None = None
 
 
 def native_bfloat16() -> bool:
@@ -94,7 +97,7 @@ def load_backbone(
 
     Args:
         id: ``"smollm2"``, the embedded default; ``"scratch"``, a tiny model with random weights; else a local
-            directory or an id of the Hub.
+            directory, a GGUF file or an id of the Hub.
         dtype: ``"auto"``, ``"float32"``, ``"bfloat16"``, or ``"nf4"``: linear maps of 4 bits (Dettmers et al. 2023,
             "QLoRA"), computed in bfloat16. A scratch model is float32 under auto: it is too small to be any faster in
             bfloat16.
@@ -125,8 +128,13 @@ def load_backbone(
 
 
 def _local_or_hub(id: str) -> str:
-    """What transformers shall load: an existing directory, or the id as it is when it can only be one of the Hub."""
+    """What transformers shall load: an existing directory, or the id as it is when it can only be one of the Hub.
+
+    A GGUF file is converted to a directory first.
+    """
     path = Path(id).expanduser()
+    if path.suffix == SUFFIX and not path.is_dir():
+        return str(gguf_directory(path))
     if path.is_dir():
         return str(path)
     if path.is_absolute() or id.startswith((".", "~")) or id.count("/") > 1:

@@ -7,14 +7,13 @@ and does not ask which it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,6 +28,7 @@ from lightning_iterppo.models.passes import Passes
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.stacks import plain_stack
 from lightning_iterppo.models.tree import TreeBatch
+from lightning_iterppo.models.variant_files import load_variant, save_variant
 
 POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
 VARIANTS = (POLICY, ANCHOR, REFERENCE, CRITIC)
@@ -52,6 +52,7 @@ class LanguageModel(nn.Module):
         self.adaptation = adaptation
         self.computing = computing or Computing()
         self.base_path = str(backbone.path or backbone.id)
+        self.started_from = backbone.started_from
         self.tokenizer = backbone.tokenizer
         self.pad_token_id = int(backbone.tokenizer.pad_token_id or 0)  # fills rows; it is masked everywhere
         model = backbone.model
@@ -121,7 +122,7 @@ class LanguageModel(nn.Module):
         """A backbone by name, adapted.
 
         Args:
-            id: what `load_backbone` takes: ``smollm2``, a directory, an id of the Hub, or ``scratch``.
+            id: what `load_backbone` takes: ``smollm2``, a directory, a GGUF file, an id of the Hub, or ``scratch``.
             adaptation: how, in one word or in full.
             computing: how its passes are computed.
             dtype: of the frozen weights; full fine-tuning is always float32.
@@ -248,6 +249,11 @@ class LanguageModel(nn.Module):
         for key, tensor in self.variant_tensors(source).items():
             destination[key].copy_(tensor)
 
+    def make_room(self, name: str) -> None:
+        """Gives a variant weights of its own, those in use now, if it has none yet."""
+        if not self.lora and name not in self._stored and name != self.active:
+            self._stored[name] = [p.detach().clone() for p in self.causal_lm.parameters()]
+
     def discard(self, name: str) -> None:
         """Frees the weights of a variant that is not needed any more (full fine-tuning; adapters are small)."""
         if not self.lora:
@@ -352,56 +358,23 @@ class LanguageModel(nn.Module):
 
     def save_variant(self, name: str, directory: Path) -> None:
         """Writes a variant as Hugging Face files: adapter_model.safetensors with its config, or full safetensors."""
-        directory.mkdir(parents=True, exist_ok=True)
-        if self.lora:
-            state = get_peft_model_state_dict(self.model, adapter_name=name)
-            tensors = {key: value.detach().contiguous().to("cpu", copy=True) for key, value in state.items()}
-            save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-            config = cast(PeftModel, self.model).peft_config[name]
-            config.base_model_name_or_path = self.base_path
-            inference = config.inference_mode
-            config.inference_mode = True
-            config.save_pretrained(str(directory))
-            config.inference_mode = inference
-        else:
-            with self.using(name):
-                self.causal_lm.save_pretrained(str(directory))
-        self.tokenizer.save_pretrained(str(directory))
-
-    def save_merged(self, name: str, directory: Path) -> None:
-        """Writes a variant as one full model, adapters added into the weights; the model cannot be used afterwards."""
-        self.activate(name)
-        merged = cast(Any, self.model).merge_and_unload() if self.lora else self.causal_lm
-        merged.save_pretrained(str(directory))
-        self.tokenizer.save_pretrained(str(directory))
+        save_variant(self, name, directory)
 
     def load_variant(self, name: str, directory: Path) -> None:
         """Reads what `save_variant` wrote.
 
         Raises:
             FileNotFoundError: the directory does not hold a variant of this kind.
-            ValueError: the weights there are of another shape.
+            ValueError: the weights there are of another shape, or an adapter is one of other weights.
         """
-        if self.lora:
-            file = directory / "adapter_model.safetensors"
-            if not file.is_file():
-                raise FileNotFoundError(f"{directory} holds no adapter_model.safetensors")
-            saved = load_file(file)
-            _check_shapes(saved, get_peft_model_state_dict(self.model, adapter_name=name), file)
-            set_peft_model_state_dict(self.model, saved, adapter_name=name)
-            return
-        if not (directory / "config.json").is_file():
-            raise FileNotFoundError(f"{directory} holds no full model (config.json)")
-        loaded = type(self.causal_lm).from_pretrained(str(directory), dtype=torch.float32)
-        source = dict(loaded.named_parameters())
-        _check_shapes(source, dict(self.causal_lm.named_parameters()), directory)
-        if name not in self._stored and name != self.active:
-            self._stored[name] = [p.detach().clone() for p in self.causal_lm.parameters()]
-        for key, tensor in self.variant_tensors(name).items():
-            tensor.copy_(source[key].data)
+        load_variant(self, name, directory)
 
+    def merged(self, name: str) -> PreTrainedModel:
+        """A variant as a plain model, adapters added into the weights; this model cannot be used afterwards."""
+        self.activate(name)
+        return cast(PreTrainedModel, cast(Any, self.model).merge_and_unload()) if self.lora else self.causal_lm
 
-def _check_shapes(saved: Mapping[str, Tensor], own: Mapping[str, Tensor], where: Path) -> None:
-    """Refuses weights that are not exactly those of this model: peft would load what fits and leave out the rest."""
-    if {key: tensor.shape for key, tensor in saved.items()} != {key: tensor.shape for key, tensor in own.items()}:
-        raise ValueError(f"the weights in {where} are of another model or adaptation than this one")
+    def save_merged(self, name: str, directory: Path) -> None:
+        """Writes a variant as one full model, adapters added into the weights; the model cannot be used afterwards."""
+        self.merged(name).save_pretrained(str(directory))
+        self.tokenizer.save_pretrained(str(directory))

@@ -70,12 +70,17 @@ class ChatRenderer:
         self.window = window
         self.cuts = Cuts()
         self._around: int | None = None
-        self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+        self._template = None if tokenizer.chat_template else _plain_template(tokenizer)
         self._takes_system = self._takes([{"role": "system", "content": "a"}, {"role": "user", "content": "a"}])
         self._agent_may_open = self._takes([{"role": "assistant", "content": "a"}])
         self._remember(_KEPT)
         self.stop_token_id = self._end_of_message()
         self.pad_token_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.stop_token_id)
+
+    @property
+    def template(self) -> str:
+        """The chat template in use."""
+        return str(self._template or self.tokenizer.chat_template)
 
     def _takes(self, chat: list[dict[str, str]]) -> bool:
         """Whether the template takes such a chat; some refuse system messages, or want the customer to begin."""
@@ -227,3 +232,10 @@ class ChatRenderer:
             actions.append(action)
             history.append(Message("agent", turn.message))
         return RenderedConversation(tree, states, actions)
+
+
+def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Plain lines, after the token that begins every text where the tokenizer puts one: Gemma fails without."""
+    first = tokenizer.encode("a", add_special_tokens=True)[:1]
+    begins = tokenizer.bos_token_id is not None and first == [tokenizer.bos_token_id]
+    return ("{{ bos_token }}" if begins else "") + PLAIN_TEMPLATE

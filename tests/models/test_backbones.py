@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lightning_iterppo.errors import ConfigError, ModelNotFoundError
-from lightning_iterppo.models import backbones, smollm2
+from lightning_iterppo.models import backbones, gguf_files, smollm2
 from lightning_iterppo.models.backbones import load_backbone, native_bfloat16, resolve_dtype
 from lightning_iterppo.models.scratch import ScratchConfig
 
@@ -151,25 +151,25 @@ class TestSmollm2:
 
     def test_where_the_cache_is(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("ITERPPO_CACHE", str(tmp_path))
-        assert smollm2.cache_directory() == tmp_path
+        assert gguf_files.cache_directory() == tmp_path
         monkeypatch.delenv("ITERPPO_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert smollm2.cache_directory() == tmp_path / "lightning-iterppo"
+        assert gguf_files.cache_directory() == tmp_path / "lightning-iterppo"
         monkeypatch.delenv("XDG_CACHE_HOME")
-        assert smollm2.cache_directory() == Path.home() / ".cache" / "lightning-iterppo"
+        assert gguf_files.cache_directory() == Path.home() / ".cache" / "lightning-iterppo"
 
     def test_it_is_converted_once_though_several_ask(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         converted: list[Path] = []
 
-        def convert(weights: Path, directory: Path) -> None:
+        def convert(weights: Path, directory: Path, name: str) -> None:
             converted.append(weights)
             time.sleep(0.2)
             directory.mkdir()
             (directory / "model.safetensors").touch()
 
         monkeypatch.setattr(smollm2, "package_weights", lambda: Path("model.gguf"))
-        monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: object())
-        monkeypatch.setattr(smollm2, "_convert", convert)
+        monkeypatch.setattr(gguf_files.importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setattr(gguf_files, "_convert", convert)
         found: list[Path] = []
         threads = [threading.Thread(target=lambda: found.append(smollm2.smollm2_directory())) for _ in range(4)]
         for thread in threads:
@@ -190,12 +190,13 @@ class TestSmollm2:
     @pytest.mark.usefixtures("cache")
     def test_without_what_reads_the_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(smollm2, "package_weights", lambda: Path("model.gguf"))
-        monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(gguf_files.importlib.util, "find_spec", lambda name: None)
         with pytest.raises(ModelNotFoundError, match="pip install gguf"):
             load_backbone("smollm2")
 
     @pytest.mark.skipif(
-        not smollm2.is_complete(smollm2.converted_directory()), reason="not converted yet; `make test-slow` converts it"
+        not gguf_files.is_complete(smollm2.converted_directory()),
+        reason="not converted yet; `make test-slow` converts it",
     )
     def test_it_speaks(self) -> None:
         check_that_it_speaks()

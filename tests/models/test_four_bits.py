@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lightning_iterppo.build import load_language_model
 from lightning_iterppo.composition import compose
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.loading import load_language_model
 from lightning_iterppo.models.adaptation import Adaptation
 from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.language_model import POLICY, LanguageModel

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from lightning_iterppo.conversation import Conversation, Disposition, Message, Suggestion, Turn
-from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.rendering import PLAIN_TEMPLATE, ChatRenderer
 from lightning_iterppo.models.scratch import make_scratch_tokenizer
 from lightning_iterppo.models.tree import ROOT
 
@@ -149,6 +150,25 @@ def test_without_a_chat_template_there_are_plain_lines() -> None:
     assert rendered.tree.path(rendered.states[1]) == renderer.encode(
         "customer: hello\nagent: red hat ? <end>\ncustomer: no\nagent: "
     )
+
+
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_plain_lines_come_after_the_token_that_begins_a_text(template: str | None) -> None:
+    tokenizer = make_scratch_tokenizer(["hat", "customer:", "agent:"])
+    tokenizer.chat_template = template
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    history = [Message("customer", "hat")]
+    assert "<begin>" not in ChatRenderer(tokenizer).prompt_text(None, history)  # this tokenizer puts none
+    first = int(tokenizer.convert_tokens_to_ids("<begin>"))
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", first)]
+    )
+    renderer = ChatRenderer(tokenizer)
+    begins = renderer.prompt_text(None, history).startswith("<begin>")
+    assert begins == (template is None)  # a chat template says for itself how a text begins
+    ids = renderer.encode(renderer.prompt_text(None, history))
+    assert ids.count(first) == int(begins)
+    assert renderer.template.endswith(template or PLAIN_TEMPLATE)
 
 
 def test_a_template_that_rewrites_the_past_begins_a_new_root() -> None:
