@@ -92,8 +92,6 @@ def build_parts(config: Recipe) -> Parts:
             loss=critic.loss,  # type: ignore[arg-type]
             low=critic.low,
             high=critic.high,
-            heads=critic.heads,
-            pessimism=critic.pessimism,
             pooling=critic.pooling,  # type: ignore[arg-type]
             layer=critic.layer,
             micro_batch=config.trainer.micro_batch,
@@ -180,7 +178,6 @@ def _settings(config: Recipe) -> LoopSettings:
         critic_head_turns=critic.head_turns,
         critic_batch=critic.batch_conversations,
         critic_patience=critic.patience,
-        critic_td_lambda=critic.td_lambda,
         validation_fraction=critic.validation_fraction,
         history=critic.history,
         history_weights=critic.history_weights,

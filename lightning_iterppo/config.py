@@ -130,9 +130,6 @@ class CriticConfig:
     high: float = 1.0
     # Discount a turn. 1 counts only whether the outcome comes; lower prefers that it comes soon; 0 sees no later turn.
     gamma: float = 1.0
-    # λ of the targets that the trunk is tuned to. 1 is what really came (no bias, but all the luck of the turns after);
-    # less takes that much of the next turn's Q instead. Costs a pass without gradients an epoch.
-    td_lambda: float = 1.0
     # At most this many passes of tuning the trunk. More fits better until it overfits; `patience` then ends it. 0 keeps
     # the trunk as it is (the policy's after the warm start), with `solve_head`.
     epochs: int = 4
@@ -164,13 +161,7 @@ class CriticConfig:
     # Turns that head is solved for at most: of larger logs, whole conversations drawn by chance. Higher uses more of
     # them, and so many hidden states of memory; a linear map gains little from more.
     head_turns: int = 20000
-    # Heads of an ensemble on the one trunk, each fitted to its own sample of conversations. More say better how sure
-    # Q is, and cost next to nothing; 1 is no ensemble.
-    heads: int = 1
-    # Standard deviations of the heads taken off Q in an improvement. Higher stays with what the logs know; 0 does not
-    # care how sure Q is.
-    pessimism: float = 0.0
-    # What the heads see: `last`, the hidden state of a message's last token; `mean`, the mean over the conversation up
+    # What the head sees: `last`, the hidden state of a message's last token; `mean`, the mean over the conversation up
     # to there, which says better how a long one goes, and less of two responses to one state.
     pooling: str = "last"
     # Whose hidden states, from 1. Lower costs less, and tells more of what is said and less of what will be said next;

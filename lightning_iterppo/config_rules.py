@@ -63,7 +63,6 @@ _RULES: dict[str, tuple[Test, str]] = {
     "warm_start.batch_conversations": _at_least(1),
     "critic.loss": _one_of(CRITIC_LOSSES),
     "critic.gamma": _CLOSED,
-    "critic.td_lambda": _CLOSED,
     "critic.epochs": _at_least(0),
     "critic.learning_rate": _POSITIVE,
     "critic.head_learning_rate": _POSITIVE,
@@ -73,10 +72,8 @@ _RULES: dict[str, tuple[Test, str]] = {
     "critic.validation_fraction": _INSIDE,
     "critic.patience": _at_least(1),
     "critic.history": _at_least(0),
-    "critic.heads": _at_least(1),
     "critic.pooling": _one_of(POOLINGS),
     "critic.layer": _at_least(1),
-    "critic.pessimism": _at_least(0),
     "critic.head_prior": _POSITIVE,
     "critic.head_turns": _at_least(1),
     "critic.head_trust": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
@@ -158,10 +155,6 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError(
             "critic.loss hl-gauss has no head that can be solved for: add critic.solve_head=false and critic.epochs=4"
         )
-    if critic.pessimism > 0 and critic.heads == 1:
-        raise ConfigError("critic.pessimism needs heads that can disagree, but critic.heads is 1: raise it, e.g. to 5")
-    if critic.td_lambda < 1 and critic.epochs == 0:
-        raise ConfigError("critic.td_lambda is for tuning the trunk, but critic.epochs is 0: raise it, or leave λ at 1")
     if critic.history_weights and (critic.history == 0 or critic.epochs == 0):
         raise ConfigError(
             "critic.history_weights is for earlier iterations' conversations, but critic.history or critic.epochs is 0"

@@ -6,7 +6,6 @@ the model has seen the whole state and the whole action and nothing after it.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -49,11 +48,7 @@ class QCritic(pl.LightningModule):
         loss: ``bce``, ``mse`` or ``hl-gauss``.
         low: the least return there can be; for ``mse`` about the least.
         high: the greatest.
-        heads: an ensemble of so many heads on the one trunk, each fitted to its own bootstrap sample of conversations
-            (Osband et al. 2016). Q is their mean.
-        pessimism: how many standard deviations of the heads `score` takes off their mean, so that what the logs say
-            little about is not mistaken for good.
-        pooling: what of the hidden states the heads see: ``last``, that of the action's last token, or ``mean``, the
+        pooling: what of the hidden states the head sees: ``last``, that of the action's last token, or ``mean``, the
             mean over all tokens of the conversation up to there. The mean says better how a long conversation goes; of
             two responses to one state it shows little, since they are a few of its tokens.
         layer: whose hidden states, from 1; None is the last one's. Layers above it are not computed. What a
@@ -62,7 +57,7 @@ class QCritic(pl.LightningModule):
         micro_batch: rows of a step that are computed at a time, see `MicroBatches`.
 
     Raises:
-        ValueError: no such loss or pooling, a range that does not suit the loss, or no head.
+        ValueError: no such loss or pooling, or a range that does not suit the loss.
         ConfigError: the model has no such layer, or is of a kind that cannot stop after one.
     """
 
@@ -77,25 +72,19 @@ class QCritic(pl.LightningModule):
         loss: CriticLoss = "bce",
         low: float = 0.0,
         high: float = 1.0,
-        heads: int = 1,
-        pessimism: float = 0.0,
         pooling: Pooling = "last",
         layer: int | None = None,
         micro_batch: MicroBatchSize = None,
     ) -> None:
         super().__init__()
-        if heads < 1:
-            raise ValueError(f"heads must be at least 1, found {heads}")
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, found {pooling!r}")
         model.check_layer(layer)
         self.model = model
         self.objective = make_objective(loss, low, high)
-        self.heads = heads
-        self.pessimism = pessimism
         self.pooling = pooling
         self.layer = layer
-        self.head = ScalarHead(model.hidden_size, heads * self.objective.outputs)
+        self.head = ScalarHead(model.hidden_size, self.objective.outputs)
         #: V(s) at the last token before an action, when `fit_states` has solved for it.
         self.state_head: ScalarHead | None = None
         self.learning_rate = learning_rate
@@ -112,9 +101,9 @@ class QCritic(pl.LightningModule):
     # -- the value -----------------------------------------------------------------------------------------------
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """What the heads say of every action of the batch, (batch, heads): for ``bce`` the logits of Q.
+        """What the head says of every action of the batch, (batch,): for ``bce`` the logits of Q.
 
-        ``hl-gauss`` has one dimension more. ``critic.objective.values`` makes it each head's Q.
+        ``hl-gauss`` has one dimension more. ``critic.objective.values`` makes it Q.
         """
         return self._outputs(self._hidden(batch), batch)
 
@@ -123,16 +112,11 @@ class QCritic(pl.LightningModule):
 
     def _outputs(self, hidden: Tensor, batch: TreeBatch) -> Tensor:
         outputs: Tensor = self.head(self._read(hidden, batch, batch.last_positions))
-        shape = (self.heads,) if self.objective.outputs == 1 else (self.heads, self.objective.outputs)
-        return outputs.view(-1, *shape)
+        return outputs
 
     def _read(self, hidden: Tensor, batch: TreeBatch, positions: Tensor) -> Tensor:
-        """What the heads see at one position of every action's row, (batch, hidden)."""
+        """What the head sees at one position of every action's row, (batch, hidden)."""
         return hidden[batch.action_rows, positions] if self.pooling == "last" else _means(hidden, batch, positions)
-
-    def _losses(self, outputs: Tensor, returns: Tensor) -> Tensor:
-        """Of every action and head, (batch, heads)."""
-        return self.objective.losses(outputs, returns[:, None].expand(-1, self.heads))
 
     @torch.no_grad()
     def score(
@@ -159,8 +143,7 @@ class QCritic(pl.LightningModule):
                 chosen = order[start : start + rows]
                 batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
                 hidden = self._hidden(batch)
-                q = self.objective.values(self._outputs(hidden, batch))
-                values = iter((q.mean(-1) - self.pessimism * q.std(-1, unbiased=False)).tolist())
+                values = iter(self.objective.values(self._outputs(hidden, batch)).tolist())
                 states = iter(self._values_of_states(hidden, batch))
                 for index in chosen:
                     found[index] = [(next(values), next(states)) for _ in trees[index].actions]
@@ -218,13 +201,9 @@ class QCritic(pl.LightningModule):
         Raises:
             ValueError: the loss is ``hl-gauss``, whose head has no such optimum.
         """
-        for head in range(self.heads):
-            sample = head if self.heads > 1 else None
-            weight, bias = solve_head(
-                newest, past, prior=prior, trust=trust, objective=self.objective, bootstrap=sample
-            )
-            self.head.linear.weight[head] = weight
-            self.head.linear.bias[head] = bias
+        weight, bias = solve_head(newest, past, prior=prior, trust=trust, objective=self.objective)
+        self.head.linear.weight[0] = weight
+        self.head.linear.bias[0] = bias
 
     @torch.no_grad()
     def fit_states(self, features: ActionFeatures, *, prior: float = 3.0, trust: float = 0.5) -> None:
@@ -268,19 +247,16 @@ class QCritic(pl.LightningModule):
         return loss
 
     def _loss(self, batch: TurnBatch) -> Tensor:
-        losses = self._losses(self(batch.tree), batch.returns)
-        if self.heads > 1:
-            weights = torch.stack([bootstrap_weights(tree, self.heads) for tree in batch.tree.trees]).to(losses)
-            losses = losses * weights[batch.tree.action_rows]
+        losses = self.objective.losses(self(batch.tree), batch.returns)
         # Over the number of actions and not over their weights' sum: a batch of unlikely ones shall not be scaled up.
-        return (losses * batch.weights[:, None]).mean()
+        return (losses * batch.weights).mean()
 
     def validation_step(self, batch: TurnBatch, batch_idx: int) -> None:
         """Collects predictions on held-out conversations."""
         outputs = self(batch.tree).float()
-        self.held_out_values.update(self.objective.values(outputs).mean(-1))
+        self.held_out_values.update(self.objective.values(outputs))
         self.held_out_returns.update(batch.returns)
-        self.held_out_losses.update(self._losses(outputs, batch.returns).mean(-1))
+        self.held_out_losses.update(self.objective.losses(outputs, batch.returns))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures, of all processes, and remembers the weights when they are the best so far."""
@@ -339,12 +315,3 @@ def _means(hidden: Tensor, batch: TreeBatch, positions: Tensor) -> Tensor:
         # A product a row: the hidden states of a row for each of its actions would be many times the batch.
         parts = torch.split(shares, torch.bincount(rows, minlength=len(hidden)).tolist())
         return torch.cat([part @ row.float() for part, row in zip(parts, hidden, strict=True)])
-
-
-def bootstrap_weights(tree: TokenTree, heads: int) -> Tensor:
-    """How often each head sees a conversation, (heads,): drawn from its tokens, so that it is the same in every epoch.
-
-    Poisson with mean 1: a bootstrap sample without knowing how many conversations there are.
-    """
-    named = zlib.crc32(repr([segment.token_ids for segment in tree.segments]).encode())
-    return torch.poisson(torch.ones(heads), generator=torch.Generator().manual_seed(named))

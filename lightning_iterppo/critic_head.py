@@ -51,14 +51,6 @@ class ActionFeatures:
             torch.cat(states) if len(states) == len(parts) else None,
         )
 
-    def bootstrap(self, number: int) -> ActionFeatures:
-        """A sample of as many conversations as there are, drawn with replacement; the same number, the same sample."""
-        names, places = torch.unique(self.conversations, return_inverse=True)
-        generator = torch.Generator().manual_seed(number)
-        times = torch.bincount(torch.randint(len(names), (len(names),), generator=generator), minlength=len(names))
-        rows = torch.arange(len(places)).repeat_interleave(times[places])
-        return self.where(rows)
-
     def where(self, chosen: Tensor) -> ActionFeatures:
         """The actions at some places, or where ``chosen`` (n,) is true."""
         states = None if self.states is None else self.states[chosen]
@@ -72,7 +64,6 @@ def solve_head(
     prior: float,
     trust: float,
     objective: Objective,
-    bootstrap: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The optimal linear head for all samples, drawn towards how often the newest conversations go well.
 
@@ -87,7 +78,6 @@ def solve_head(
         prior: precision of the prior on the weights; higher keeps them smaller.
         trust: what the weights are multiplied with, from 0 (the mean for every action) to 1 (the optimum).
         objective: cross-entropy or the squared error.
-        bootstrap: fit the weights to a bootstrap sample of conversations, of which there are as many as numbers.
 
     Returns:
         Weight (hidden,) and bias (), float64.
@@ -96,8 +86,6 @@ def solve_head(
         ValueError: the objective has no linear optimum to solve for.
     """
     samples = newest if past is None else ActionFeatures.join([past, newest])
-    if bootstrap is not None:
-        samples = samples.bootstrap(bootstrap)
     if isinstance(objective, BinaryCrossEntropy):
         weight = trust * fit_logistic(samples.values, samples.returns, prior=prior)[0]
         return weight, fit_offset(newest.values.double() @ weight, newest.returns)

@@ -12,16 +12,13 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_iterppo.conversation import Conversation, Turn
-from lightning_iterppo.critic import QCritic, bootstrap_weights
-from lightning_iterppo.critic_fit import CriticFit
+from lightning_iterppo.critic import QCritic
 from lightning_iterppo.data.turns import TurnDataModule
 from lightning_iterppo.errors import ConfigError, LogDataError
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree, collate_trees
-from lightning_iterppo.phase import PhaseTools
-from lightning_iterppo.settings import LoopSettings
 
 Make = Callable[..., LanguageModel]
 COLOURS = ["red", "blue", "?", "yes", "no"]
@@ -108,44 +105,6 @@ def test_a_turn_that_counts_nothing_teaches_nothing(make_language_model: Make) -
         losses.append(float(critic.training_step(batch, 0)))
     assert losses[0] == pytest.approx(math.log(2))  # the head starts at zero
     assert losses[1:] == pytest.approx([math.log(2) / 2, 0.0])
-
-
-def test_heads_of_an_ensemble_differ_and_pessimism_takes_that_off(make_language_model: Make) -> None:
-    critic, renderer, data = made(make_language_model, heads=5)
-    module = data([talk(n) for n in range(24)], [talk(n) for n in range(8)])
-    critic.fit_head(critic.features(module.train_dataloader()), prior=0.1)
-    a_trainer(3).fit(critic, module)
-    tree = renderer.render(talk(0)).tree
-    with torch.no_grad(), critic.model.using("critic"):
-        heads = torch.sigmoid(critic(collate_trees([tree], 0)))
-    assert heads.shape == (2, 5) and float(heads.std(-1).min()) > 1e-3
-    assert critic.score([tree])[0] == pytest.approx(heads.mean(-1).tolist(), abs=1e-6)
-    critic.pessimism = 2.0
-    lower = heads.mean(-1) - 2 * heads.std(-1, unbiased=False)
-    assert critic.score([tree])[0] == pytest.approx(lower.tolist(), abs=1e-6)
-    assert critic.figures["brier"] is not None and critic.figures["brier"] < 0.25
-
-
-def test_a_conversation_counts_for_a_head_the_same_number_of_times_in_every_epoch(make_language_model: Make) -> None:
-    _, renderer, _ = made(make_language_model)
-    trees = [renderer.render(talk(n, gamma_turns=1 + n)).tree for n in range(20)]
-    weights = torch.stack([bootstrap_weights(tree, 50) for tree in trees])
-    assert torch.equal(weights, torch.stack([bootstrap_weights(tree, 50) for tree in trees]))
-    assert float(weights.mean()) == pytest.approx(1.0, abs=0.1) and len(torch.unique(weights, dim=0)) == 20
-
-
-@pytest.mark.parametrize(("lam", "first"), [(1.0, 1.0), (0.0, 0.25)])
-def test_the_next_turns_value_can_stand_for_what_came_of_it(
-    make_language_model: Make, lam: float, first: float
-) -> None:
-    """Every conversation here ends well, but the critic says ¼ of every turn."""
-    critic, renderer, _ = made(make_language_model)
-    torch.nn.init.constant_(critic.head.linear.bias, math.log(0.25 / 0.75))
-    settings = LoopSettings(critic_td_lambda=lam)
-    fit = CriticFit(critic, renderer, settings, PhaseTools(None, (), lambda: None))  # type: ignore[arg-type]
-    items = TurnDataModule([talk(0, outcome=1.0)], renderer=renderer).train_trees
-    (found,) = fit._bootstrapped(items)
-    assert found.returns == pytest.approx([first, 1.0])
 
 
 def test_it_begins_undecided(make_language_model: Make) -> None:
@@ -291,7 +250,7 @@ def test_features_are_what_the_head_sees(
     assert critic.model.active == "policy"
     assert torch.equal(features.returns, batch.returns)
     with torch.no_grad(), critic.model.using("critic"):
-        torch.testing.assert_close(critic.head.linear(features.values), critic(batch.tree))
+        torch.testing.assert_close(critic.head.linear(features.values)[:, 0], critic(batch.tree))
         hidden = critic.model.hidden(batch.tree, layers=layer)
         positions = batch.tree.predict_positions[:, 0]
         for row, position, seen in zip(batch.tree.action_rows, positions, features.states, strict=True):
@@ -326,7 +285,7 @@ def test_scores_are_the_forward_pass_in_the_order_of_the_responses(
     assert critic.model.active == "policy"
     with torch.no_grad(), critic.model.using("critic"):
         for tree, values in zip(trees, scores, strict=True):
-            alone = torch.sigmoid(critic(collate_trees([tree], 0))[:, 0]).tolist()
+            alone = torch.sigmoid(critic(collate_trees([tree], 0))).tolist()
             assert values == pytest.approx(alone, abs=1e-5)
             # Each response is scored at its own last token, as if its path stood alone.
             for action, value in zip(tree.actions, values, strict=True):

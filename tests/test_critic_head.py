@@ -122,15 +122,6 @@ def test_a_prior_means_about_the_same_for_both_losses() -> None:
         torch.testing.assert_close(logit, 4 * slope, rtol=0.05, atol=0.01)
 
 
-def test_a_bootstrap_sample_is_of_whole_conversations_and_the_same_for_its_number() -> None:
-    features = actions(50, 0, turns=3)
-    sample, again, other = (features.bootstrap(number) for number in (1, 1, 2))
-    assert torch.equal(sample.values, again.values) and not torch.equal(sample.returns, other.returns)
-    assert len(sample.returns) == 150
-    counts = torch.bincount(sample.conversations, minlength=50)
-    assert bool((counts % 3 == 0).all()) and int(counts.max()) > 3 and int(counts.min()) == 0
-
-
 def test_a_histogram_has_no_head_to_solve_for() -> None:
     with pytest.raises(ValueError, match=r"take bce or mse, or critic\.solve_head=false"):
         solve_head(actions(4, 0), prior=1.0, trust=1.0, objective=make_objective("hl-gauss"))

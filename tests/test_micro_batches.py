@@ -68,7 +68,7 @@ def make_modules(model: LanguageModel, size: MicroBatchSize) -> dict[str, Any]:
     policy = PPOPolicy(
         model, kl_coefficient=0.1, entropy_coefficient=0.1, kl_reference_coefficient=0.1, micro_batch=size
     )
-    critic = QCritic(model, heads=2, pooling="mean", micro_batch=size)
+    critic = QCritic(model, pooling="mean", micro_batch=size)
     for head in (policy.value_head, critic.head):
         nn.init.constant_(head.linear.weight, 0.01)
     return {"policy": policy, "critic": critic, "warm_start": WarmStart(model, micro_batch=size)}

@@ -77,7 +77,7 @@ def steps(model: LanguageModel, **arguments: Any) -> Found:
     """Loss and gradients of a training step of every module."""
     policy = PPOPolicy(model, kl_coefficient=0.1, entropy_coefficient=0.01, **arguments)
     torch.nn.init.constant_(policy.value_head.linear.weight, 0.01)
-    critic = QCritic(model, heads=3, pooling="mean", layer=1, **arguments)
+    critic = QCritic(model, pooling="mean", layer=1, **arguments)
     torch.nn.init.constant_(critic.head.linear.weight, 0.01)
     trees = the_trees()
     found = {}

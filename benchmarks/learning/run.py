@@ -54,11 +54,8 @@ RATES: Final = (1e-3, 2e-3)
 PASSES: Final = {"many": (2, 4), "few": (6, 12)}
 #: What ``--variants`` changes in Iterative PPO, one at a time: its critic's choices, then its improvement's.
 VARIANTS: Final[tuple[tuple[str, ...], ...]] = (
-    ("critic.td_lambda=0.7",),
     ("critic.loss=mse",),
     ("critic.loss=hl-gauss", "critic.solve_head=false"),
-    ("critic.heads=5",),
-    ("critic.heads=5", "critic.pessimism=0.5"),
     ("critic.history=0",),
     ("critic.history_weights=true",),
     ("critic.use_logs=false",),
