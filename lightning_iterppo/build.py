@@ -117,29 +117,36 @@ def load_language_model(config: Recipe) -> LanguageModel:
     # Trained weights are float32: loading them as anything else would round them first.
     dtype = "float32" if section.adaptation.kind == "full" else section.dtype
     backbone = load_backbone(name, dtype=dtype, scratch=scratch, seed=config.seed)
-    how = section.adaptation
     try:
-        return LanguageModel(
-            backbone,
-            Adaptation(
-                kind=cast(Kind, how.kind),
-                rank=how.rank,
-                alpha=how.alpha,
-                dropout=how.dropout,
-                top_layers=how.top_layers,
-                fold=how.fold,
-                keep_features=how.keep_features,
-            ),
-            Computing(
-                share_prefixes=section.share_prefixes,
-                trim_padding=section.trim_padding,
-                logits_once=section.logits_once,
-                checkpointing=section.checkpointing,
-                compile=section.compile,
-            ),
-        )
+        return LanguageModel(backbone, adaptation_of(config), computing_of(config))
     except ValueError as error:
         raise ConfigError(f"model.adaptation: {error}") from error
+
+
+def adaptation_of(config: Recipe) -> Adaptation:
+    """What a recipe trains."""
+    how = config.model.adaptation
+    return Adaptation(
+        kind=cast(Kind, how.kind),
+        rank=how.rank,
+        alpha=how.alpha,
+        dropout=how.dropout,
+        top_layers=how.top_layers,
+        fold=how.fold,
+        keep_features=how.keep_features,
+    )
+
+
+def computing_of(config: Recipe) -> Computing:
+    """How a recipe's passes are computed."""
+    section = config.model
+    return Computing(
+        share_prefixes=section.share_prefixes,
+        trim_padding=section.trim_padding,
+        logits_once=section.logits_once,
+        checkpointing=section.checkpointing,
+        compile=section.compile,
+    )
 
 
 def customer_factory(spec: dict[str, Any], where: str) -> Callable[[], Customer]:

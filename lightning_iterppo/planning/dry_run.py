@@ -28,18 +28,41 @@ from lightning_iterppo.models.language_model import LanguageModel
 _aten = torch.ops.aten
 
 
+#: glibc takes smaller blocks than this from a heap that grows and, until it is told to, hardly shrinks.
+HEAP_BLOCKS = 32 * 1024**2
+
+
 class Meter(TorchDispatchMode):
     """Counts what happens within it: multiplications, and the memory that tensors hold.
 
-    ``held`` are the bytes of all storages that live, ``peak`` the most that there were, ``flops`` two for each
-    multiplication and addition of a product of matrices, ``moved`` the bytes that all other operations read and write.
+    ``held`` are the bytes of all storages that live, ``flops`` two for each multiplication and addition of a product of
+    matrices.
+
+    Args:
+        heap: count as a process on Linux does: what was freed of smaller blocks stays with it. Otherwise what is freed
+            can be used for anything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, heap: bool) -> None:
         super().__init__()
-        self.held = self.peak = 0
-        self.flops = self.moved = 0
+        self.flops = 0
+        self._limit = HEAP_BLOCKS if heap else 0
+        self._small = self._large = self._most_small = self._most_large = 0
         self._known: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+    @property
+    def held(self) -> int:
+        """Bytes of what lives."""
+        return self._small + self._large
+
+    @property
+    def peak(self) -> int:
+        """Bytes that a process had to have since `reset`, if it did the same over and over."""
+        return self._most_small + self._most_large
+
+    def reset(self) -> None:
+        """Forgets the peak."""
+        self._most_small, self._most_large = self._small, self._large
 
     def hold(self, tensors: Iterable[Tensor]) -> int:
         """Counts storages that were there before; gives their bytes, those that were known already left out."""
@@ -51,18 +74,21 @@ class Meter(TorchDispatchMode):
                 continue
             self._known[place] = storage
             size = storage.nbytes()
-            self.held += size
-            weakref.finalize(storage, self._freed, size)
-        self.peak = max(self.peak, self.held)
+            self._count(size, size)
+            weakref.finalize(storage, self._count, size, -size)
         return self.held - before
 
-    def _freed(self, size: int) -> None:
-        self.held -= size
+    def _count(self, size: int, change: int) -> None:
+        if size < self._limit:
+            self._small += change
+            self._most_small = max(self._most_small, self._small)
+        else:
+            self._large += change
+            self._most_large = max(self._most_large, self._large)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        new = self.hold(made)
+        self.hold(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
         packet = func._overloadpacket
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
@@ -70,9 +96,6 @@ class Meter(TorchDispatchMode):
             self.flops += sdpa_flop_count(*(each.shape for each in args[:3]))
         elif packet is _aten._scaled_dot_product_flash_attention_for_cpu_backward:
             self.flops += sdpa_backward_flop_count(*(each.shape for each in args[:4]))
-        elif new:
-            read = (leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor))
-            self.moved += new + sum(each.numel() * each.element_size() for each in read)
         return result
 
 
