@@ -208,7 +208,7 @@ class Rehearsal:
 
     def _prepare(self, trees: list[TokenTree], policy: PPOPolicy) -> Reading:
         with self.model.using(POLICY):
-            return self._reading(lambda: self._scored(collate_trees(trees, 0), policy, entropy=False))
+            return self._reading(lambda: scored(self.model, collate_trees(trees, 0), policy))
 
     def _prompts(self) -> Reading:
         """The histories of a batch of conversations, read at once."""
@@ -228,7 +228,7 @@ class Rehearsal:
     def _imitation(self) -> Step:
         self.model.activate(POLICY)
         rows = collate_trees([self.work.tree() for _ in range(self.recipe.warm_start.batch_conversations)], 0)
-        return self._step(lambda each: self._scored(each.tree, None, entropy=False), _Rows(rows), ())
+        return self._step(lambda each: scored(self.model, each.tree), _Rows(rows), ())
 
     def _policy(self, policy: PPOPolicy, tree: TokenTree) -> Step:
         entropy = self.recipe.policy.entropy_coefficient > 0
@@ -238,9 +238,11 @@ class Rehearsal:
         if self.model.keeps_features:
             with torch.no_grad():
                 self.model.hidden(rows)
-        return self._step(
-            lambda each: self._scored(each.tree, policy, entropy=entropy), _Rows(rows), policy.value_head.parameters()
-        )
+
+        def part(each: _Rows) -> Tensor:
+            return scored(self.model, each.tree, policy, entropy=entropy)
+
+        return self._step(part, _Rows(rows), policy.value_head.parameters())
 
     def _critic(self, critic: QCritic) -> Step:
         self.model.activate(CRITIC)
@@ -253,18 +255,6 @@ class Rehearsal:
         found = self._step(critic._loss, batch, critic.head.parameters())
         self.model.activate(POLICY)
         return found
-
-    def _scored(self, batch: TreeBatch, policy: PPOPolicy | None, *, entropy: bool) -> Tensor:
-        """What a step makes of rows, as `PPOPolicy` and `WarmStart` do: their sums are means and clipped ratios."""
-        hidden = self.model.hidden(batch)
-        predicting = hidden[batch.action_rows[:, None], batch.predict_positions]
-        logprobs, entropies = self.model.score_tokens(
-            predicting.flatten(0, 1), batch.action_tokens.flatten(), entropy_gradient=entropy
-        )
-        if policy is None:
-            return logprobs.sum()
-        # The entropies are in PPO's terms, with a factor of 0 too.
-        return logprobs.sum() + entropies.sum() + policy.value_head(predicting).sum()
 
     def _step(self, part: Callable[[Any], Tensor], batch: Any, head: Iterable[nn.Parameter]) -> Step:
         meter, recipe = self._meter, self.recipe
@@ -303,6 +293,21 @@ class Rehearsal:
         held = self._meter.held
         optimizer.step()
         return self._meter.peak - held
+
+
+def scored(
+    model: LanguageModel, batch: TreeBatch, policy: PPOPolicy | None = None, *, entropy: bool = False
+) -> Tensor:
+    """What a step makes of rows, as `PPOPolicy` does, or `WarmStart` without one: sums for their means and ratios."""
+    hidden = model.hidden(batch)
+    predicting = hidden[batch.action_rows[:, None], batch.predict_positions]
+    logprobs, entropies = model.score_tokens(
+        predicting.flatten(0, 1), batch.action_tokens.flatten(), entropy_gradient=entropy
+    )
+    if policy is None:
+        return logprobs.sum()
+    # The entropies are in PPO's terms, with a factor of 0 too.
+    return logprobs.sum() + entropies.sum() + policy.value_head(predicting).sum()
 
 
 def cache_of_a_token(model: LanguageModel) -> int:
