@@ -80,7 +80,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What was found; None where a recipe has no such phase.
+    """What was found; None where a recipe has no such phase, or where it surely is not the largest.
 
     ``variant`` is one set of trained weights, ``features`` what frozen layers keep of a conversation and of one with
     its fresh responses, ``cache`` keys and values of a token. The readings are of `reading_rows` rows: ``first`` is the
@@ -161,8 +161,10 @@ class Rehearsal:
         variant = sum(_bytes(tensor) for tensor in model.variant_tensors(POLICY).values())
         weights = whole - len(VARIANTS) * variant if model.lora else whole
         imitation = None
+        # A step of imitation holds no fresh responses, and is the smaller one unless it has more rows.
         if recipe.logs and recipe.warm_start.epochs:
-            imitation = self._imitation()
+            more = recipe.warm_start.batch_conversations > recipe.policy.batch_conversations
+            imitation = self._imitation() if more else None
         model.activate(POLICY)
         samples = recipe.policy.samples_per_state
         branched = self.work.tree(samples, logged=recipe.policy.logged_reward != "none")
