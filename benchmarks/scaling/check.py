@@ -1,9 +1,9 @@
 """Checks the plan of ``iterppo doctor --plan`` against what pieces of iterations take.
 
 ``python benchmarks/scaling/check.py`` makes Llamas of three sizes from nothing, and for each of them, with LoRA and in
-full, runs a critic's fit and an improvement of a few steps in a process of its own (``piece.py``), whose peak memory the
-operating system counts and whose phases are timed; and plans the same. ``--write`` puts the table, and that of what
-each set-up serves, into ``docs/scaling.md``; ``--only-write`` does so from the record.
+full, runs a critic's fit and an improvement of a few steps in a process of its own (``piece.py``), whose peak memory
+the operating system counts and whose phases are timed; and plans the same. ``--write`` puts the table into
+``docs/scaling.md``; ``--only-write`` does so from the record.
 """
 
 from __future__ import annotations
@@ -51,7 +51,14 @@ ADAPTATIONS: Final = ("lora", "full")
 TURNS, RESPONSE, CONVERSATIONS = 2, 24, 9
 #: One epoch of Q on eight conversations, one held out, and one round of PPO on eight: two steps of four rows each.
 RECIPE: Final = (
-    *("shop", "trainer=cpu", "logger=none", "logs=none", "callbacks.progress=null", f"loop.conversations={CONVERSATIONS}"),
+    *(
+        "shop",
+        "trainer=cpu",
+        "logger=none",
+        "logs=none",
+        "callbacks.progress=null",
+        f"loop.conversations={CONVERSATIONS}",
+    ),
     *("loop.batch=8", f"sampling.max_new_tokens={RESPONSE}", "critic.epochs=1", "critic.batch_conversations=4"),
     *("critic.validation_fraction=0.12", "policy.rounds=1", "policy.ppo_epochs=1", "policy.batch_conversations=4"),
     *("policy.conversations_per_round=8", "policy.samples_per_state=1", "policy.logged_reward=none"),
@@ -112,9 +119,11 @@ def planned(words: list[str], tokens: int, process: int) -> dict[str, Any]:
     return {"memory": peak, "moments": moments, "seconds": {name: seconds[name] for name in ("evaluate", "improve")}}
 
 
-def check(seed: int, threads: int, sizes: list[str]) -> list[dict[str, Any]]:
-    """All sizes, with either adaptation."""
-    process = process_memory()
+def check(
+    seed: int, threads: int, sizes: list[str], known: dict[tuple[str, str], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """All sizes, with either adaptation; what is known of a size and an adaptation is not measured again."""
+    process = process_memory(str(smollm2_directory()), "auto")
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         logs = Path(directory) / "logs.jsonl"
@@ -125,7 +134,7 @@ def check(seed: int, threads: int, sizes: list[str]) -> list[dict[str, Any]]:
             for kind in ADAPTATIONS:
                 words = [*RECIPE, "model=hub", f"model.id={place}", f"model/adaptation={kind}", f"seed={seed}"]
                 words.append(f"trainer.threads={threads}")
-                measured = measure(logs, words)
+                measured = known.get((size, kind)) or measure(logs, words)
                 (tokens,) = measured["tokens"]
                 plan = planned(words, tokens, process)
                 rows.append({"size": size, "adaptation": kind, "tokens": tokens, "measured": measured, "plan": plan})
@@ -179,19 +188,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--try", dest="trial", action="store_true", help="write no results")
+    parser.add_argument("--replan", action="store_true", help="plan what the record measured anew")
     parser.add_argument("--write", action="store_true", help="the table into docs/scaling.md")
     parser.add_argument("--only-write", action="store_true", help="the table of the record, without measuring")
     arguments = parser.parse_args()
     if not arguments.only_write:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
         torch.set_num_threads(arguments.threads)
+        before = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if arguments.replan else []
+        known = {(row["size"], row["adaptation"]): row["measured"] for row in before}
         record = {
             "command": " ".join(["python", "benchmarks/scaling/check.py", *sys.argv[1:]]),
             "date": datetime.now(timezone.utc).date().isoformat(),
             "machine": describe_machine(),
             "seed": arguments.seed,
             "recipe": RECIPE,
-            "rows": check(arguments.seed, arguments.threads, arguments.sizes),
+            "rows": check(arguments.seed, arguments.threads, arguments.sizes, known),
         }
         if not arguments.trial:
             RESULTS.parent.mkdir(parents=True, exist_ok=True)

@@ -319,15 +319,11 @@ class LanguageModel(nn.Module):
             entropy_gradient=entropy_gradient,
         )
 
-    def score_tokens(
-        self, hidden: Tensor, tokens: Tensor, *, entropy_gradient: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def score_tokens(self, hidden: Tensor, tokens: Tensor, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """`logprobs.score_tokens` with this model's output embedding: what `response_logprobs` does for real tokens."""
         with self.precision():
             frozen_head = self._frozen_head(hidden)
-            return score_tokens(
-                hidden, tokens, self.logits, frozen_head=frozen_head, entropy_gradient=entropy_gradient
-            )
+            return score_tokens(hidden, tokens, self.logits, frozen_head=frozen_head, entropy_gradient=entropy_gradient)
 
     def _frozen_head(self, hidden: Tensor) -> Tensor | None:
         """The output embedding, if log-probabilities can be made with it the fast way."""

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from lightning_iterppo.models.adaptation import Adaptation, Computing
 from lightning_iterppo.models.backbones import Backbone
 from lightning_iterppo.models.language_model import LanguageModel
+from lightning_iterppo.planning.heap import Heap
 
 _aten = torch.ops.aten
 
@@ -32,22 +33,24 @@ _aten = torch.ops.aten
 HEAP_BLOCKS = 32 * 1024**2
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what happens within it: multiplications, and the memory that tensors hold.
 
     ``held`` are the bytes of all storages that live, ``flops`` two for each multiplication and addition of a product of
     matrices.
 
     Args:
-        heap: count as a process on Linux does: what was freed of smaller blocks stays with it. Otherwise what is freed
-            can be used for anything.
+        heap: count as a process on Linux does: smaller blocks lie on a `Heap`, and what was freed of them stays with it.
+            Otherwise what is freed can be used for anything.
     """
 
     def __init__(self, *, heap: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self._limit = HEAP_BLOCKS if heap else 0
-        self._small = self._large = self._most_small = self._most_large = 0
+        self._small = self._large = self._most_large = 0
+        self._before = 0  # of the smaller blocks, what was held at the last reset
+        self._heap = Heap()
         self._known: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
     @property
@@ -58,11 +61,12 @@ class Meter(TorchDispatchMode):
     @property
     def peak(self) -> int:
         """Bytes that a process had to have since `reset`, if it did the same over and over."""
-        return self._most_small + self._most_large
+        return self._before + self._heap.reach + self._most_large
 
     def reset(self) -> None:
-        """Forgets the peak."""
-        self._most_small, self._most_large = self._small, self._large
+        """Forgets the peak, as a process that gives back what it does not use."""
+        self._before, self._most_large = self._small, self._large
+        self._heap = Heap()
 
     def hold(self, tensors: Iterable[Tensor]) -> int:
         """Counts storages that were there before; gives their bytes, those that were known already left out."""
@@ -74,17 +78,21 @@ class Meter(TorchDispatchMode):
                 continue
             self._known[place] = storage
             size = storage.nbytes()
-            self._count(size, size)
-            weakref.finalize(storage, self._count, size, -size)
+            if size < self._limit:
+                self._small += size
+                weakref.finalize(storage, self._free_small, self._heap, self._heap.take(size), size)
+            else:
+                self._large += size
+                self._most_large = max(self._most_large, self._large)
+                weakref.finalize(storage, self._free_large, size)
         return self.held - before
 
-    def _count(self, size: int, change: int) -> None:
-        if size < self._limit:
-            self._small += change
-            self._most_small = max(self._most_small, self._small)
-        else:
-            self._large += change
-            self._most_large = max(self._most_large, self._large)
+    def _free_small(self, heap: Heap, start: int, size: int) -> None:
+        self._small -= size
+        heap.give(start, size)
+
+    def _free_large(self, size: int) -> None:
+        self._large -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -93,9 +101,10 @@ class Meter(TorchDispatchMode):
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
         elif packet is _aten._scaled_dot_product_flash_attention_for_cpu:
-            self.flops += sdpa_flop_count(*(each.shape for each in args[:3]))
+            self.flops += sdpa_flop_count(*(each.shape for each in args[:3]))  # type: ignore[no-untyped-call]
         elif packet is _aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            self.flops += sdpa_backward_flop_count(*(each.shape for each in args[:4]))
+            shapes = (each.shape for each in args[:4])
+            self.flops += sdpa_backward_flop_count(*shapes)  # type: ignore[no-untyped-call]
         return result
 
 

@@ -102,7 +102,9 @@ def moments_of(
     read = {FEATURES: states * found.features[1]}
     cache = 2 * rows * room * found.cache
     moments["sample"] = moment(others + 1, {WORKING: speaking, CACHE: cache}, found.policy)
-    moments["score"] = moment(others + 1, {WORKING: max(found.first.working, found.prepare.working), **read}, found.policy)
+    moments["score"] = moment(
+        others + 1, {WORKING: max(found.first.working, found.prepare.working), **read}, found.policy
+    )
     moments["train"] = moment(others + 1, {WORKING: found.policy.working, **read}, found.policy)
     if found.imitation is not None:
         kept = {FEATURES: devices.share(logs) * found.features[0]}

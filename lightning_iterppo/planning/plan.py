@@ -124,7 +124,7 @@ def make_plan(request: Request) -> Plan:
     Raises:
         ConfigError: a number does not fit the model, or its speed cannot be measured here.
     """
-    process = _process(request.accelerator)
+    process = _process(request)
     found = Rehearsal(request.config, request.recipe, request.work, accelerator=request.accelerator).run()
     moments = moments_of(found, request.recipe, request.work, request.devices, process=process)
     if request.flops is None:
@@ -141,9 +141,9 @@ def make_plan(request: Request) -> Plan:
     return Plan(request, found, moments, seconds, request.memory or _device_memory(request), speed, _notes(request))
 
 
-def _process(accelerator: bool) -> int:
-    if not accelerator:
-        return process_memory()
+def _process(request: Request) -> int:
+    if not request.accelerator:
+        return process_memory(request.source, request.recipe.model.dtype)
     if not torch.accelerator.is_available():
         return CONTEXT
     kind = torch.get_device_module(torch.accelerator.current_accelerator())
@@ -201,8 +201,9 @@ def render(plan: Plan) -> RenderableType:
     verdict = Text("fits" if plan.fits else "does not fit", style="bold green" if plan.fits else "bold red")
     verdict.append(f": {plan.peak / 1e9:.1f} GB of {plan.memory / 1e9:.1f} GB, while it does: {plan.moment}")
     times = ", ".join(f"{name} {_told(each)}" for name, each in plan.seconds.items())
+    shared = request.devices
     lines = [
-        f"{request.model}, {request.recipe.model.adaptation.kind}, {request.devices.count} × {request.devices.strategy}",
+        f"{request.model}, {request.recipe.model.adaptation.kind}, {shared.count} × {shared.strategy}",
         f"an iteration takes about {_told(sum(plan.seconds.values()))}: {times}",
         f"reading at {plan.speed.reading / 1e9:.0f}, training at {plan.speed.training / 1e9:.0f} GFLOP/s"
         + (f"; a product of matrices alone {plan.speed.product / 1e9:.0f}" if plan.speed.product else ""),

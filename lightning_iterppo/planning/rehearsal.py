@@ -1,4 +1,4 @@
-"""The phases of an iteration, rehearsed on a model without memory: what each holds at most, and how much it computes."""
+"""The phases of an iteration, rehearsed on a model without memory: what each holds at most, and what it computes."""
 
 from __future__ import annotations
 
@@ -156,7 +156,10 @@ class Rehearsal:
 
     def _run(self) -> Rehearsed:
         recipe, model, meter = self.recipe, self.model, self._meter
-        policy, critic = PPOPolicy(model), QCritic(model, layer=recipe.critic.layer, pooling=cast(Pooling, recipe.critic.pooling))
+        policy, critic = (
+            PPOPolicy(model),
+            QCritic(model, layer=recipe.critic.layer, pooling=cast(Pooling, recipe.critic.pooling)),
+        )
         whole = meter.hold([*model.parameters(), *model.buffers()])
         variant = sum(_bytes(tensor) for tensor in model.variant_tensors(POLICY).values())
         weights = whole - len(VARIANTS) * variant if model.lora else whole
@@ -297,9 +300,7 @@ class Rehearsal:
         return self._meter.peak - held
 
 
-def scored(
-    model: LanguageModel, batch: TreeBatch, policy: PPOPolicy | None = None, *, entropy: bool = False
-) -> Tensor:
+def scored(model: LanguageModel, batch: TreeBatch, policy: PPOPolicy | None = None, *, entropy: bool = False) -> Tensor:
     """What a step makes of rows, as `PPOPolicy` does, or `WarmStart` without one: sums for their means and ratios."""
     hidden = model.hidden(batch)
     predicting = hidden[batch.action_rows[:, None], batch.predict_positions]
@@ -309,7 +310,8 @@ def scored(
     if policy is None:
         return logprobs.sum()
     # The entropies are in PPO's terms, with a factor of 0 too.
-    return logprobs.sum() + entropies.sum() + policy.value_head(predicting).sum()
+    values: Tensor = policy.value_head(predicting)
+    return logprobs.sum() + entropies.sum() + values.sum()
 
 
 def cache_of_a_token(model: LanguageModel) -> int:

@@ -33,6 +33,7 @@ class Request:
         recipe: the composed recipe.
         model: the model's name, or its shape in words.
         config: what it is made of.
+        source: the directory of its files; None for a shape, and for one that is made from nothing.
         devices: who shares the work.
         accelerator: whether the devices are accelerators.
         work: what conversations are like.
@@ -45,6 +46,7 @@ class Request:
     recipe: Recipe
     model: str
     config: PreTrainedConfig
+    source: str | None
     devices: Devices
     accelerator: bool
     work: Work
@@ -92,7 +94,10 @@ def read_request(recipe: str, words: Sequence[str]) -> Request:
     accelerator = torch.accelerator.is_available() if kind == "auto" else kind != "cpu"
     if accelerator and not torch.accelerator.is_available() and composed.model.dtype == "auto":
         composed.model.dtype = "bfloat16"  # which every accelerator of today computes in
-    model, config = (shape, typical_shape(shape)) if shape else (composed.model.id, _config_of(composed))
+    made_up = shape is not None or composed.model.scratch is not None
+    source = None if made_up else _source(composed.model.id)
+    config = typical_shape(shape) if shape else _config_of(composed, source)
+    model = shape or composed.model.id
     work = Work()
     work = Work(
         tokens=read.get("tokens", min(composed.model.window or work.tokens, work.tokens)),
@@ -102,7 +107,7 @@ def read_request(recipe: str, words: Sequence[str]) -> Request:
     if work.tokens < 2 * work.turns:
         raise ConfigError(f"tokens is {work.tokens}, but {work.turns} turns need at least {2 * work.turns}")
     rest = {key: read.get(key) for key in ("memory", "flops", "efficiency", "bandwidth")}
-    return Request(composed, model, config, Devices(count, strategy), accelerator, work, **rest)
+    return Request(composed, model, config, source, Devices(count, strategy), accelerator, work, **rest)
 
 
 def _model_word(words: list[str]) -> str | None:
@@ -154,23 +159,26 @@ def typical_shape(size: str) -> PreTrainedConfig:
 
 def _weights(config: LlamaConfig) -> int:
     width, inner = config.hidden_size, config.intermediate_size
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    heads, groups = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     layer = width * (2 * width + 2 * width * groups // heads + 3 * inner + 2)
     embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * width
     return int(config.num_hidden_layers * layer + embeddings + width)
 
 
-def _config_of(recipe: Recipe) -> PreTrainedConfig:
-    name = recipe.model.id
-    if recipe.model.scratch is not None:
+def _source(name: str) -> str:
+    return str(smollm2_directory()) if name == "smollm2" else str(Path(name).expanduser())
+
+
+def _config_of(recipe: Recipe, source: str | None) -> PreTrainedConfig:
+    if source is None:
+        assert recipe.model.scratch is not None
         return make_scratch_model(ScratchConfig(**asdict(recipe.model.scratch)), recipe.seed)[0].config
-    source = str(smollm2_directory()) if name == "smollm2" else str(Path(name).expanduser())
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(
-            f"model.id={name}: no configuration of it is on this machine, and a plan downloads nothing: give a "
-            "directory with a config.json, or a size, e.g. model=7B"
+            f"model.id={recipe.model.id}: no configuration of it is on this machine, and a plan downloads nothing: "
+            "give a directory with a config.json, or a size, e.g. model=7B"
         ) from error
     return config
 

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import lightning.pytorch as pl
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_iterppo.build import adaptation_of, computing_of
 from lightning_iterppo.config import Recipe
@@ -98,7 +98,6 @@ def measured_speed(config: PreTrainedConfig, recipe: Recipe, work: Work, found: 
             f"{need / 1e9:.0f} GB. Say what speed a device has, e.g. flops=400e12"
         )
     rows, short = _rows(work, size * sum(depths), recipe)
-    tokens = rows * short.tokens
     timed = [_timed(config, recipe, short, depth, rows, device) for depth in depths]
 
     def line(number: int, length: int) -> float:
@@ -114,7 +113,6 @@ def measured_speed(config: PreTrainedConfig, recipe: Recipe, work: Work, found: 
     frozen = found.again is not found.first
     prepared = line(0, adapted if frozen else layers) * whole * reading
     trained = line(1, adapted) * whole * batch
-    del tokens
     return Speed(
         reading=found.prepare.flops / prepared,
         training=(found.policy.forward + found.policy.backward) / trained,
@@ -203,13 +201,19 @@ def _product(config: PreTrainedConfig, dtype: torch.dtype, device: torch.device)
     return 2 * 1024 * width * inner / _seconds(lambda: left @ right.T, device)
 
 
-def process_memory() -> int:
+def process_memory(source: str | None, dtype: str) -> int:
     """Bytes that a process of the library holds without a model of any size: an improvement of a tiny one, let go.
 
-    Libraries are read when they are used first, so that a process that has just begun would say too little.
+    Libraries are read when they are used first, so that a process that has just begun would say too little. Measured
+    once in a process; later calls would count what the first plan left.
+
+    Args:
+        source: a directory whose tokenizer is loaded, which takes some ten megabytes too; None loads none.
+        dtype: of the weights that do not train, as a recipe says it.
     """
+    tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True) if source else None
     words = ScratchConfig(hidden_size=8, layers=1, heads=1, vocabulary=["a", "b"], max_length=64)
-    model = LanguageModel.load("scratch", scratch=words)
+    model = LanguageModel.load("scratch", scratch=words, dtype=dtype)
     renderer = ChatRenderer(model.tokenizer)
     chat = Conversation("a", (Turn("a", "b"),), outcome=0.0)
     policy = PPOPolicy(model)
@@ -228,4 +232,6 @@ def process_memory() -> int:
         trainer.fit(policy, rounds)
     del trainer, rounds, policy, model
     release_memory()
-    return int(psutil.Process().memory_info().rss)
+    found = int(psutil.Process().memory_info().rss)
+    del tokenizer  # which a run keeps
+    return found
