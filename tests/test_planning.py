@@ -124,16 +124,23 @@ def test_freed_small_blocks_stay_with_a_process_on_a_heap() -> None:
 
 def test_a_heap_takes_the_smallest_hole_that_is_large_enough_and_joins_holes() -> None:
     heap = Heap()
-    first, second, third, _ = (heap.take(size) for size in (4, 2, 8, 1))
-    heap.give(first, 4)
-    heap.give(third, 8)
-    assert heap.take(3) == first  # and not in the larger hole
-    heap.give(second, 2)  # beside what is left of the first, and the third
-    assert heap.take(11) == first + 3
-    assert heap.reach == 15
-    assert heap.take(1) == 15  # no hole is left
-    heap.give(15, 1)
-    assert (heap.take(20), heap.reach) == (15, 35)
+    first, second, third, _ = (heap.take(size) for size in (4000, 2000, 8000, 1000))
+    heap.give(first, 4000)
+    heap.give(third, 8000)
+    assert heap.take(3000) == first  # and not in the larger hole
+    heap.give(second, 2000)  # beside what is left of the first, and the third
+    assert heap.take(10_500) == first + 3000
+    assert heap.reach == 15_000
+    assert heap.take(1000) == 15_000  # no hole is large enough
+    heap.give(15_000, 1000)
+    assert (heap.take(20_000), heap.reach) == (15_000, 35_000)
+
+
+def test_a_hole_does_not_take_another_aligned_block_of_its_size() -> None:
+    heap = Heap()
+    hole, _ = heap.take(4000), heap.take(1000)
+    heap.give(hole, 4000)
+    assert heap.take(4000) == 5000
 
 
 @pytest.mark.parametrize(
@@ -186,7 +193,7 @@ def test_shards_are_smaller_the_more_devices_there_are_and_copies_are_not() -> N
 
 def test_time_grows_with_passes_and_falls_with_devices_and_speed() -> None:
     found = rehearsed("critic.epochs=2")
-    speed = Speed(reading=1e9, training=1e9, speaking=1e-3)
+    speed = Speed(1e9, 1e9, 1e9, 1e9, speaking=1e-3)
 
     def seconds(*words: str, devices: int = 1, speed: Speed = speed) -> dict[str, float]:
         return seconds_of(found, recipe("critic.epochs=2", *words), WORK, Devices(devices, "ddp"), speed)
@@ -196,7 +203,7 @@ def test_time_grows_with_passes_and_falls_with_devices_and_speed() -> None:
     assert seconds("critic.epochs=4")["evaluate"] > 1.5 * base["evaluate"]
     assert seconds("loop.conversations=256")["collect"] == pytest.approx(2 * base["collect"])
     assert sum(seconds(devices=4).values()) < 0.5 * sum(base.values())
-    twice = replace(speed, reading=2e9, training=2e9, speaking=5e-4)
+    twice = Speed(2e9, 2e9, 2e9, 2e9, speaking=5e-4)
     assert sum(seconds(speed=twice).values()) == pytest.approx(sum(base.values()) / 2)
 
 
@@ -329,7 +336,7 @@ def test_a_directory_is_a_model(tmp_path: Path) -> None:
 def test_the_key_that_helps_is_that_of_the_largest_part(first: str, words: list[str], key: str) -> None:
     request = read_request("shop", ["trainer=cpu", "model=30M", *words])
     moments = {"train": {first: 10, parts.PROCESS: 20}}
-    found = planning.Plan(request, rehearsed(), moments, {"improve": 1.0}, 10, Speed(1e9, 1e9, 1e-3), ())
+    found = planning.Plan(request, rehearsed(), moments, {"improve": 1.0}, 10, Speed(1e9, 1e9, 1e9, 1e9, 1e-3), ())
     assert (found.first, found.help) == (first, key)
     assert largest(moments) == "train" and not found.fits
     console = Console(file=io.StringIO(), width=100)

@@ -40,7 +40,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     matrices.
 
     Args:
-        heap: count as a process on Linux does: smaller blocks lie on a `Heap`, and what was freed of them stays with it.
+        heap: count as a process on Linux does: smaller blocks lie on a `Heap`, and what is freed stays with it.
             Otherwise what is freed can be used for anything.
     """
 

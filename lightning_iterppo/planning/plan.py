@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import psutil
@@ -102,12 +102,7 @@ class Plan:
                 "fits": self.fits,
             },
             "seconds": {**self.seconds, "iteration": sum(self.seconds.values())},
-            "speed": {
-                "reading": self.speed.reading,
-                "training": self.speed.training,
-                "speaking": self.speed.speaking,
-                "product": self.speed.product,
-            },
+            "speed": asdict(self.speed),
             "breaks_first": self.first,
             "helps": self.help,
             "notes": list(self.notes),

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import lightning.pytorch as pl
 import psutil
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightning_iterppo.build import adaptation_of, computing_of
@@ -49,13 +50,17 @@ class Speed:
     """Floating-point operations a second, in passes without gradients and in training steps, and seconds of a token.
 
     Args:
-        reading: a second.
-        training: a second.
+        reading: of the trunk alone, as the critic scores.
+        preparing: with log-probabilities, as a round is prepared.
+        fitting: of the critic's steps.
+        training: of PPO's steps.
         speaking: seconds of one more token for every conversation of a batch.
         product: a second, in a product of matrices alone; None where nothing was measured.
     """
 
     reading: float
+    preparing: float
+    fitting: float
     training: float
     speaking: float
     product: float | None = None
@@ -77,7 +82,7 @@ def nominal_speed(
     rate = bandwidth or flops / FLOPS_A_BYTE
     # A token for every row reads all weights once, or is bound by its products.
     speaking = max(found.weights / rate, recipe.loop.batch * found.weights / reached)
-    return Speed(reached, reached, speaking)
+    return Speed(reached, reached, reached, reached, speaking)
 
 
 def measured_speed(config: PreTrainedConfig, recipe: Recipe, work: Work, found: Rehearsed) -> Speed:
@@ -111,12 +116,19 @@ def measured_speed(config: PreTrainedConfig, recipe: Recipe, work: Work, found: 
     whole = len(work.tree(samples)) / len(short.tree(samples)) / rows
     batch, reading = recipe.policy.batch_conversations, max(8, recipe.policy.batch_conversations)
     frozen = found.again is not found.first
-    prepared = line(0, adapted if frozen else layers) * whole * reading
-    trained = line(1, adapted) * whole * batch
+    depth = adapted if frozen else layers
+    looked = line(0, depth) * whole * reading
+    prepared = line(1, depth) * whole * reading
+    fitted, trained = line(2, adapted) * whole * batch, line(3, adapted) * whole * batch
+    # A step of the critic's has the operations of the trunk's passes, which are those of PPO's without the logits'.
+    trunk = found.again.flops / reading * batch
+    backward = (found.policy.forward + found.policy.backward) / (found.prepare.flops / reading * batch)
     return Speed(
-        reading=found.prepare.flops / prepared,
+        reading=found.again.flops / looked,
+        preparing=found.prepare.flops / prepared,
+        fitting=backward * trunk / fitted,
         training=(found.policy.forward + found.policy.backward) / trained,
-        speaking=line(2, layers),
+        speaking=line(4, layers),
         product=_product(config, resolve_dtype(recipe.model.dtype), device),
     )
 
@@ -132,8 +144,8 @@ def _rows(work: Work, parameters: int, recipe: Recipe) -> tuple[int, Work]:
 
 def _timed(
     config: PreTrainedConfig, recipe: Recipe, work: Work, depth: int, rows: int, device: torch.device
-) -> tuple[float, float, float]:
-    """Seconds of a pass without gradients, of a training step, and of a token for a batch."""
+) -> tuple[float, float, float, float, float]:
+    """Seconds of a trunk's pass, of one with log-probabilities, of a critic's and a policy's step, and of a token."""
     thin = copy.deepcopy(config)
     thin.num_hidden_layers = depth
     if getattr(thin, "layer_types", None):
@@ -150,12 +162,21 @@ def _timed(
     groups = [(model.trainable_parameters(), 1e-6), (policy.value_head.parameters(), 1e-6)]
     optimizer = adamw(groups, warmup_steps=1)["optimizer"]
 
+    def look() -> None:
+        with torch.no_grad():
+            model.hidden(batch)
+
     def read() -> None:
         with torch.no_grad():
             scored(model, batch, policy)
 
-    def step() -> None:
-        loss = scored(model, batch, policy)
+    def fit() -> None:
+        step(model.hidden(batch).float().mean())
+
+    def train() -> None:
+        step(scored(model, batch, policy))
+
+    def step(loss: Tensor) -> None:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.trainable_parameters(), 1.0)
@@ -167,8 +188,8 @@ def _timed(
     def speak(count: int) -> Callable[[], Any]:
         return lambda: engine.generate(prompts, Sampling(max_new_tokens=count))
 
-    step()  # the first makes what later ones find
-    seconds = _seconds(read, device), _seconds(step, device)
+    train()  # the first makes what later ones find
+    seconds = _seconds(look, device), _seconds(read, device), _seconds(fit, device), _seconds(train, device)
     speak(1)()
     speaking = (_seconds(speak(1 + _SPOKEN), device) - _seconds(speak(1), device)) / _SPOKEN
     return *seconds, max(speaking, 1e-9)

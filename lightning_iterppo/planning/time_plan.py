@@ -30,8 +30,8 @@ def seconds_of(
     def read(what: Reading, conversations: float, rows: int) -> float:
         return conversations / rows * what.flops / speed.reading
 
-    def train(what: Step, conversations: float, rows: int) -> float:
-        return conversations / rows * (what.forward + what.backward) / speed.training
+    def train(what: Step, conversations: float, rows: int, rate: float) -> float:
+        return conversations / rows * (what.forward + what.backward) / rate
 
     def prompts(conversations: float) -> float:
         return read(found.spoken, conversations, recipe.loop.batch)
@@ -48,7 +48,7 @@ def seconds_of(
     evaluate = read(found.logs, newest + others, rows) if solving else 0.0
     if found.critic is not None:
         kept = newest * recipe.critic.validation_fraction if held is None else held
-        epoch = train(found.critic, newest - kept + others, rows) + read(found.logs, kept, rows)
+        epoch = train(found.critic, newest - kept + others, rows, speed.fitting) + read(found.logs, kept, rows)
         evaluate += recipe.critic.epochs * epoch
     seconds["evaluate"] = evaluate
 
@@ -56,11 +56,11 @@ def seconds_of(
         """Sampled, scored and prepared."""
         passes = 1 + (not anchored) + (recipe.policy.kl_reference_coefficient > 0)
         sampled = prompts(conversations) + speak(conversations * work.turns * recipe.policy.samples_per_state)
-        scored = read(found.first, conversations, reading) + passes * read(found.prepare, conversations, reading)
-        return sampled + scored
+        prepared = passes * conversations / reading * found.prepare.flops / speed.preparing
+        return sampled + read(found.first, conversations, reading) + prepared
 
     states = devices.share(min(recipe.policy.conversations_per_round, talked or recipe.policy.conversations_per_round))
-    fitted = recipe.policy.ppo_epochs * train(found.policy, states, recipe.policy.batch_conversations)
+    fitted = recipe.policy.ppo_epochs * train(found.policy, states, recipe.policy.batch_conversations, speed.training)
     improve = sum(judged(states, anchored=number == 0) + fitted for number in range(recipe.policy.rounds))
     measured = min(states, max(1, MEASURED // devices.count))
     seconds["improve"] = improve + judged(measured, anchored=False)
