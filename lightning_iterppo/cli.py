@@ -248,6 +248,17 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     doctor.add_argument(
         "--probes", action="store_true", help="train on a ladder of tiny conversations instead: do all parts work?"
     )
+    doctor.add_argument(
+        "--plan",
+        action="store_true",
+        help="say instead what a recipe takes: memory of a device, time of an iteration (docs/scaling.md)",
+    )
+    doctor.add_argument(
+        "words",
+        nargs="*",
+        metavar="RECIPE key=value",
+        help=f"of --plan: {_RECIPE}; then {_KEYS}, model=7B or a directory, devices=8, memory=80GB, flops=400e12",
+    )
     add_json(doctor)
     return parser, list(found.choices)
 

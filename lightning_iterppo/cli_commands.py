@@ -174,6 +174,10 @@ def doctor(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo doctor`."""
     from lightning_iterppo.doctor import diagnose, findings_as_json, render
 
+    if arguments.plan:
+        return _plan(arguments, job)
+    if words := [*filter(None, [arguments.recipe]), *arguments.overrides]:
+        raise ConfigError(f"{words[0]!r} is for a plan: iterppo doctor --plan {words[0]}")
     if arguments.probes:
         return _probes(arguments.json, job)
     found = diagnose()
@@ -182,6 +186,25 @@ def doctor(arguments: argparse.Namespace, job: Job) -> int:
     else:
         output.say(render(found))
     return int(any(finding.status == "problem" for finding in found))
+
+
+def _plan(arguments: argparse.Namespace, job: Job) -> int:
+    if arguments.probes:
+        raise ConfigError("--plan and --probes are two things: leave one of them out")
+    _operations(job)  # which silences Lightning
+    from rich.console import Console
+
+    from lightning_iterppo.planning.plan import make_plan, render
+    from lightning_iterppo.planning.request import read_request
+
+    request = read_request(arguments.recipe or "shop", arguments.overrides)
+    with Console(stderr=True).status("rehearsing, and measuring this machine"):
+        plan = make_plan(request)
+    if arguments.json:
+        output.say_json(plan.to_json())
+    else:
+        output.say(render(plan))
+    return int(not plan.fits)
 
 
 def _probes(as_json: bool, job: Job) -> int:

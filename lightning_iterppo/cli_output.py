@@ -22,8 +22,11 @@ _COLOURS = {"customer": "cyan", "agent": "green"}
 
 
 def main_process() -> bool:
-    """Whether this is the first of several processes, or the only one. Only the first prints."""
-    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    """Whether this is the first of several processes, or the only one. Only the first prints.
+
+    Lightning and torchrun number the processes of a machine; torchrun and SLURM number all of them.
+    """
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
 
 
 def say(*parts: RenderableType) -> None:

@@ -159,27 +159,33 @@ def _backbone(config: Recipe, dtype: str) -> Backbone:
     return load_backbone(name, dtype=wanted, scratch=scratch, seed=config.seed)
 
 
-def _adapted(backbone: Backbone, section: ModelConfig) -> LanguageModel:
+def adaptation_of(section: ModelConfig) -> Adaptation:
+    """What a recipe trains."""
     how = section.adaptation
+    return Adaptation(
+        kind=cast(Kind, how.kind),
+        rank=how.rank,
+        alpha=how.alpha,
+        dropout=how.dropout,
+        top_layers=how.top_layers,
+        fold=how.fold,
+        keep_features=how.keep_features,
+    )
+
+
+def computing_of(section: ModelConfig) -> Computing:
+    """How a recipe's passes are computed."""
+    return Computing(
+        share_prefixes=section.share_prefixes,
+        trim_padding=section.trim_padding,
+        logits_once=section.logits_once,
+        checkpointing=section.checkpointing,
+        compile=section.compile,
+    )
+
+
+def _adapted(backbone: Backbone, section: ModelConfig) -> LanguageModel:
     try:
-        return LanguageModel(
-            backbone,
-            Adaptation(
-                kind=cast(Kind, how.kind),
-                rank=how.rank,
-                alpha=how.alpha,
-                dropout=how.dropout,
-                top_layers=how.top_layers,
-                fold=how.fold,
-                keep_features=how.keep_features,
-            ),
-            Computing(
-                share_prefixes=section.share_prefixes,
-                trim_padding=section.trim_padding,
-                logits_once=section.logits_once,
-                checkpointing=section.checkpointing,
-                compile=section.compile,
-            ),
-        )
+        return LanguageModel(backbone, adaptation_of(section), computing_of(section))
     except ValueError as error:
         raise ConfigError(f"model.adaptation: {error}") from error

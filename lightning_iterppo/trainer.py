@@ -15,7 +15,7 @@ from lightning_iterppo.config import TrainerConfig
 from lightning_iterppo.targets import instantiate
 
 #: What Lightning's mixed precisions compute in.
-_MIXED: Final = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
+MIXED: Final = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
 
 
 class TrainerFactory:
@@ -65,7 +65,7 @@ class TrainerFactory:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of a Trainer's steps, for passes outside of them; nothing where there is no mixed one."""
-        dtype = _MIXED.get(str(self.config.precision))
+        dtype = MIXED.get(str(self.config.precision))
         if dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=dtype, cache_enabled=False)

@@ -21,7 +21,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_iterppo.models.linear import FewRowsLinear, linear
+from lightning_iterppo.models.linear import FewRowsLinear, is_whole, linear
 
 
 class _FoldedLinear(torch.autograd.Function):
@@ -182,7 +182,7 @@ def _fold(layer: LoraLinear, adapter: str) -> _Fold | None:
         return None
     down = cast(Tensor, layer.lora_A[adapter].weight)
     up = cast(Tensor, layer.lora_B[adapter].weight)
-    whole = weight.shape == (up.shape[0], down.shape[1]) and type(weight.data) is Tensor
+    whole = weight.shape == (up.shape[0], down.shape[1]) and is_whole(weight)
     if not whole or down.dtype != up.dtype:
         return None
     scale = float(layer.scaling[adapter])

@@ -22,8 +22,8 @@ from lightning_iterppo.models.adaptation import KINDS, Adaptation, Computing, Ki
 from lightning_iterppo.models.attention import grouped
 from lightning_iterppo.models.backbones import Backbone, load_backbone
 from lightning_iterppo.models.folding import Folding
-from lightning_iterppo.models.linear import use_few_rows
-from lightning_iterppo.models.logprobs import response_logprobs
+from lightning_iterppo.models.linear import is_whole, use_few_rows
+from lightning_iterppo.models.logprobs import response_logprobs, score_tokens
 from lightning_iterppo.models.passes import Passes
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.stacks import plain_stack
@@ -328,6 +328,22 @@ class LanguageModel(nn.Module):
     def _response_logprobs(
         self, hidden: Tensor, batch: TreeBatch, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        return response_logprobs(
+            hidden,
+            batch,
+            self.logits,
+            frozen_head=self._frozen_head(hidden),
+            entropy_gradient=entropy_gradient,
+        )
+
+    def score_tokens(self, hidden: Tensor, tokens: Tensor, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """`logprobs.score_tokens` with this model's output embedding: what `response_logprobs` does for real tokens."""
+        with self.precision():
+            frozen_head = self._frozen_head(hidden)
+            return score_tokens(hidden, tokens, self.logits, frozen_head=frozen_head, entropy_gradient=entropy_gradient)
+
+    def _frozen_head(self, hidden: Tensor) -> Tensor | None:
+        """The output embedding, if log-probabilities can be made with it the fast way."""
         # `type` and not `isinstance`: a quantised map is a subclass that does not compute a product with its weight.
         head = self.causal_lm.get_output_embeddings()
         frozen = (
@@ -337,17 +353,11 @@ class LanguageModel(nn.Module):
             and type(head) is nn.Linear
             and getattr(head, "bias", None) is None
             and hidden.dtype == self.head_weight.dtype
-            and type(self.head_weight.data) is Tensor  # whole, not a shard
+            and is_whole(self.head_weight)
             and not self.head_weight.requires_grad
             and not torch.is_autocast_enabled(hidden.device.type)
         )
-        return response_logprobs(
-            hidden,
-            batch,
-            self.logits,
-            frozen_head=self.head_weight if frozen else None,
-            entropy_gradient=entropy_gradient,
-        )
+        return self.head_weight if frozen else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next token in float32, (…, vocabulary)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 # On two cores with AVX2 the exchanged product was a third faster with 32 to 128 rows, slower with 8, the same with 400.
@@ -25,6 +26,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         product += bias
     return product.view(*x.shape[:-1], -1)
+
+
+def is_whole(weight: Tensor) -> bool:
+    """Whether a weight is a plain tensor, and not a shard of one or something quantised.
+
+    One without memory is too: `lightning_iterppo.planning` computes with such ones what is computed with real ones.
+    """
+    return type(weight.data) in (Tensor, FakeTensor)
 
 
 class FewRowsLinear(nn.Linear):

@@ -77,6 +77,36 @@ class _FrozenScore(torch.autograd.Function):
         return found, None, None, None
 
 
+def score_tokens(
+    hidden: Tensor,
+    tokens: Tensor,
+    logits_of: Callable[[Tensor], Tensor],
+    *,
+    frozen_head: Tensor | None = None,
+    entropy_gradient: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of some tokens, each (n,): see `response_logprobs`, which this is the inside of.
+
+    Args:
+        hidden: the hidden states that predict the tokens, (n, hidden), at least one.
+        tokens: the tokens, (n,).
+        logits_of: hidden states (n, hidden) to logits (n, vocabulary).
+        frozen_head: the weights (vocabulary, hidden) of ``logits_of`` if it is their product and they do not train.
+        entropy_gradient: False saves the entropies' gradient, which only a frozen head has to pay for.
+    """
+    parts = []
+    size = CHUNK if frozen_head is None else FROZEN_CHUNK
+    for start in range(0, hidden.shape[0], size):
+        piece, target = hidden[start : start + size], tokens[start : start + size]
+        if frozen_head is not None:
+            parts.append(_FrozenScore.apply(piece, target, frozen_head, entropy_gradient))  # type: ignore[no-untyped-call]
+        elif torch.is_grad_enabled():
+            parts.append(checkpoint(_score, piece, target, logits_of, use_reentrant=False))
+        else:
+            parts.append(_score(piece, target, logits_of))
+    return torch.cat([p for p, _ in parts]), torch.cat([e for _, e in parts])
+
+
 def response_logprobs(
     hidden: Tensor,
     batch: TreeBatch,
@@ -104,19 +134,12 @@ def response_logprobs(
     predicting = hidden[batch.action_rows[:, None], batch.predict_positions]  # (batch, response, hidden)
     chosen = predicting[batch.action_mask]  # (n, hidden)
     tokens = batch.action_tokens[batch.action_mask]
-    parts = []
-    size = CHUNK if frozen_head is None else FROZEN_CHUNK
-    for start in range(0, chosen.shape[0], size):
-        piece, target = chosen[start : start + size], tokens[start : start + size]
-        if frozen_head is not None:
-            parts.append(_FrozenScore.apply(piece, target, frozen_head, entropy_gradient))  # type: ignore[no-untyped-call]
-        elif torch.is_grad_enabled():
-            parts.append(checkpoint(_score, piece, target, logits_of, use_reentrant=False))
-        else:
-            parts.append(_score(piece, target, logits_of))
     logprobs = torch.zeros(batch.action_mask.shape, dtype=torch.float32, device=hidden.device)
     entropies = torch.zeros_like(logprobs)
-    if parts:
-        logprobs = logprobs.masked_scatter(batch.action_mask, torch.cat([p for p, _ in parts]))
-        entropies = entropies.masked_scatter(batch.action_mask, torch.cat([e for _, e in parts]))
+    if len(chosen):
+        found, spread = score_tokens(
+            chosen, tokens, logits_of, frozen_head=frozen_head, entropy_gradient=entropy_gradient
+        )
+        logprobs = logprobs.masked_scatter(batch.action_mask, found)
+        entropies = entropies.masked_scatter(batch.action_mask, spread)
     return logprobs, entropies, predicting
