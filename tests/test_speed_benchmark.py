@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -83,3 +84,26 @@ def test_overhead_is_what_is_not_tensor_work() -> None:
     for work in ("trunk and its mask", "token by token", "log-probabilities", "sampling", "backward", "optimiser"):
         assert work in found.stdout
     assert "overhead" in found.stdout.splitlines()[-1]
+
+
+def test_each_release_of_the_peer_is_installed_with_our_pins_but_not_with_our_pin_of_itself(tmp_path: Path) -> None:
+    """The script alone, with a stand-in for Python that makes environments of itself and writes down its calls."""
+    pins = (HERE.parents[1] / "constraints.txt").read_text(encoding="utf-8")
+    assert "\ntrl==" in pins
+    place = tmp_path / "benchmarks" / "speed"
+    place.mkdir(parents=True)
+    (tmp_path / "constraints.txt").write_text(pins, encoding="utf-8")
+    shutil.copy(HERE / "setup.sh", place)
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        "#!/usr/bin/env bash\n"
+        'if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; exit; fi\n'
+        f'echo "$@" >> "{tmp_path}/calls"\n'
+        f'for word in "$@"; do [ ! -f "$word" ] || cat "$word" >> "{tmp_path}/pins"; done\n'
+    )
+    stand_in.chmod(0o755)
+    subprocess.run(["bash", str(place / "setup.sh"), str(stand_in), "1.12.0"], check=True)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[7:] for call in calls] == [["torch"], ["trl==1.12.0", "peft", "psutil"]]
+    used = set((tmp_path / "pins").read_text().splitlines())
+    assert used == {line for line in pins.splitlines() if not line.startswith("trl==")}
