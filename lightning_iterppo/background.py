@@ -37,9 +37,13 @@ class Background(Generic[T]):
         except BaseException as error:  # is raised where the result is asked for
             self._error = error
 
+    def wait(self) -> None:
+        """Waits for the work's end."""
+        self._thread.join()
+
     def result(self) -> T:
         """Waits for the work's end, and gives what it found or raises what it raised."""
-        self._thread.join()
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._found[0]

@@ -178,6 +178,7 @@ def _settings(config: Recipe) -> LoopSettings:
         critic_head_turns=critic.head_turns,
         critic_batch=critic.batch_conversations,
         critic_patience=critic.patience,
+        critic_td_lambda=critic.td_lambda,
         validation_fraction=critic.validation_fraction,
         history=critic.history,
         history_weights=critic.history_weights,

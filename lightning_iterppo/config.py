@@ -130,6 +130,9 @@ class CriticConfig:
     high: float = 1.0
     # Discount a turn. 1 counts only whether the outcome comes; lower prefers that it comes soon; 0 sees no later turn.
     gamma: float = 1.0
+    # λ of the targets that the trunk is tuned to. 1 is what really came (no bias, but all the luck of the turns after);
+    # less takes that much of the next turn's Q instead. Costs a pass without gradients an epoch.
+    td_lambda: float = 1.0
     # At most this many passes of tuning the trunk. More fits better until it overfits; `patience` then ends it. 0 keeps
     # the trunk as it is (the policy's after the warm start), with `solve_head`.
     epochs: int = 4

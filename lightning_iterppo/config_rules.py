@@ -63,6 +63,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "warm_start.batch_conversations": _at_least(1),
     "critic.loss": _one_of(CRITIC_LOSSES),
     "critic.gamma": _CLOSED,
+    "critic.td_lambda": _CLOSED,
     "critic.epochs": _at_least(0),
     "critic.learning_rate": _POSITIVE,
     "critic.head_learning_rate": _POSITIVE,
@@ -155,6 +156,8 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError(
             "critic.loss hl-gauss has no head that can be solved for: add critic.solve_head=false and critic.epochs=4"
         )
+    if critic.td_lambda < 1 and critic.epochs == 0:
+        raise ConfigError("critic.td_lambda is for tuning the trunk, but critic.epochs is 0: raise it, or leave λ at 1")
     if critic.history_weights and (critic.history == 0 or critic.epochs == 0):
         raise ConfigError(
             "critic.history_weights is for earlier iterations' conversations, but critic.history or critic.epochs is 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,14 +17,16 @@ from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.critic_head import ActionFeatures, cross_validate_head
 from lightning_iterppo.data.conversation_file import outcomes_known, turn_counts
-from lightning_iterppo.data.trees import KEPT_CONVERSATIONS, LoggedTree
+from lightning_iterppo.data.trees import KEPT_CONVERSATIONS, LoggedTree, Retargeted
 from lightning_iterppo.data.turns import TurnBatch, TurnDataModule, split_conversations
 from lightning_iterppo.data.views import select
 from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.functional.objectives import HLGauss
+from lightning_iterppo.functional.returns import lambda_returns
 from lightning_iterppo.models.rendering import ChatRenderer
-from lightning_iterppo.models.tree import Segment
+from lightning_iterppo.models.tree import Segment, TokenTree
 from lightning_iterppo.phase import PhaseTools
+from lightning_iterppo.scoring import score_in_windows
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.trainer import gather_lists, rank, world_size
 
@@ -236,7 +239,25 @@ class CriticFit:
         """Tunes the critic's trunk and head; measures them on the conversations held out, if there are any."""
         stop = EarlyStopping("critic/loss", patience=self.settings.critic_patience, check_on_train_epoch_end=False)
         data = self._data(train, held, weights)
-        self.tools.fit(self.critic, data, self.settings.critic_epochs, callbacks=[stop] if held else [])
+        bootstrapped = self.settings.critic_td_lambda < 1
+        if bootstrapped:
+            data.relabel = self._bootstrapped
+        self.tools.fit(
+            self.critic, data, self.settings.critic_epochs, callbacks=[stop] if held else [], rounds=bootstrapped
+        )
+
+    def _bootstrapped(self, items: Sequence[LoggedTree]) -> Retargeted:
+        """TD(λ) targets from the critic as it is. What is held out is measured against what really came."""
+        gamma, lam = self.settings.gamma, self.settings.critic_td_lambda
+        returns: deque[list[float]] = deque()
+
+        def trees() -> Iterator[TokenTree]:
+            for item in items:
+                returns.append(item.returns)
+                yield item.tree
+
+        scores = score_in_windows(self.critic, trees(), rows=self.settings.critic_batch, window=KEPT_CONVERSATIONS)
+        return Retargeted(items, (lambda_returns(returns.popleft(), each, gamma=gamma, lam=lam) for each in scores))
 
     def _data(
         self,

@@ -191,6 +191,7 @@ class IterativePPOLoop:
                 if self.should_stop:
                     break
                 self._iterate(iteration)
+            self.talker.stop()
             self._phase("after", lambda: self._measure("after"))
             self._finish()
         return self.summary

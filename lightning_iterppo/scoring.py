@@ -20,6 +20,14 @@ from lightning_iterppo.models.tree import TokenTree
 WINDOW = 512
 
 
+def score_in_windows(
+    critic: QCritic, trees: Iterable[TokenTree], *, rows: int, window: int = WINDOW
+) -> Iterator[list[float]]:
+    """What `QCritic.score` gives, tree by tree, of any number of trees, as `states_in_windows` does."""
+    for scores in states_in_windows(critic, trees, rows=rows, window=window):
+        yield [q for q, _ in scores]
+
+
 def states_in_windows(
     critic: QCritic,
     trees: Iterable[TokenTree],

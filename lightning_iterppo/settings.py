@@ -33,6 +33,7 @@ class LoopSettings:
     critic_head_turns: int = 20_000
     critic_batch: int = 8
     critic_patience: int = 2
+    critic_td_lambda: float = 1.0
     validation_fraction: float = 0.2
     history: int = 0
     history_weights: bool = False

@@ -103,14 +103,16 @@ class Talker:
             CustomerError: more customers failed, or broke their protocol, than may.
             EngineError: a server that talks in the policy's place failed.
         """
-        ahead, self._ahead = self._ahead, None
-        variant = POLICY
+        ahead, variant = self._ahead, POLICY
         if ahead is not None and ahead[0] == prefix:
+            self._ahead = None
             found = ahead[1].result()
             # What the server was given is π_k of the improvement that has been made since.
             variant = ANCHOR
             self.tools.progress.tokens = found.tokens
         else:
+            if ahead is not None:
+                ahead[1].wait()  # the server is about to be given other weights than those that talk there
             found = self._talk(customer, self._seeds(kind, count, after), version, prefix, self._moved(count))
         failures: list[Failure] = gather_lists(found.failures)
         if failures and self.on_failures is not None:

@@ -244,6 +244,7 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("probe", "policy.logged_lambda=0.9", ["policy.logged_lambda", "policy.logged_reward is none"]),
         ("probe", "policy.fresh_weight=0.5", ["policy.fresh_weight is 0.5", "policy.logged_reward is none"]),
         ("probe", "policy.log_actions=true", ["policy.log_actions is True", "policy.logged_reward is none"]),
+        ("shop", "critic.td_lambda=0.9", ["critic.td_lambda", "critic.epochs is 0"]),
         ("shop", "critic.history_weights=true", ["critic.history_weights", "critic.history or critic.epochs is 0"]),
         ("shop", "policy.logged_ratio=batch", ["policy.logged_ratio", "anchor, round"]),
         ("shop", "critic.high=0", ["critic.low is 0", "below critic.high"]),

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.critic import QCritic
+from lightning_iterppo.critic_fit import CriticFit
 from lightning_iterppo.data.turns import TurnDataModule
 from lightning_iterppo.errors import ConfigError, LogDataError
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree, collate_trees
+from lightning_iterppo.phase import PhaseTools
+from lightning_iterppo.settings import LoopSettings
 
 Make = Callable[..., LanguageModel]
 COLOURS = ["red", "blue", "?", "yes", "no"]
@@ -105,6 +108,20 @@ def test_a_turn_that_counts_nothing_teaches_nothing(make_language_model: Make) -
         losses.append(float(critic.training_step(batch, 0)))
     assert losses[0] == pytest.approx(math.log(2))  # the head starts at zero
     assert losses[1:] == pytest.approx([math.log(2) / 2, 0.0])
+
+
+@pytest.mark.parametrize(("lam", "first"), [(1.0, 1.0), (0.0, 0.25)])
+def test_the_next_turns_value_can_stand_for_what_came_of_it(
+    make_language_model: Make, lam: float, first: float
+) -> None:
+    """Every conversation here ends well, but the critic says ¼ of every turn."""
+    critic, renderer, _ = made(make_language_model)
+    torch.nn.init.constant_(critic.head.linear.bias, math.log(0.25 / 0.75))
+    settings = LoopSettings(critic_td_lambda=lam)
+    fit = CriticFit(critic, renderer, settings, PhaseTools(None, (), lambda: None))  # type: ignore[arg-type]
+    items = TurnDataModule([talk(0, outcome=1.0)], renderer=renderer).train_trees
+    (found,) = fit._bootstrapped(items)
+    assert found.returns == pytest.approx([first, 1.0])
 
 
 def test_it_begins_undecided(make_language_model: Make) -> None:

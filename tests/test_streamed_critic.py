@@ -70,7 +70,7 @@ def fitted(make: Make, logs: Any, kind: str, settings: dict[str, Any]) -> tuple[
     ("kind", "settings"),
     [
         ("full", {}),
-        ("lora", {}),
+        ("lora", {"critic_td_lambda": 0.5}),
         ("lora", {"critic_head_turns": 30}),
         ("full", {"critic_epochs": 0}),
     ],

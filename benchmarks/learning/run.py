@@ -54,6 +54,7 @@ RATES: Final = (1e-3, 2e-3)
 PASSES: Final = {"many": (2, 4), "few": (6, 12)}
 #: What ``--variants`` changes in Iterative PPO, one at a time: its critic's choices, then its improvement's.
 VARIANTS: Final[tuple[tuple[str, ...], ...]] = (
+    ("critic.td_lambda=0.7",),
     ("critic.loss=mse",),
     ("critic.loss=hl-gauss", "critic.solve_head=false"),
     ("critic.history=0",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -101,10 +102,35 @@ class LoggedTrees(Lazy[LoggedTree]):
         return self._rendered(self._conversations[index], self._passing)
 
 
+class Retargeted(Lazy[LoggedTree]):
+    """The same trees with other returns, which take four bytes a turn.
+
+    Args:
+        items: the trees.
+        targets: of each tree, in order, one number an action.
+    """
+
+    def __init__(self, items: Sequence[LoggedTree], targets: Iterable[Sequence[float]]) -> None:
+        self.items = items
+        self._targets, self._ends = array("f"), array("q", [0])
+        for values in targets:
+            self._targets.extend(values)
+            self._ends.append(len(self._targets))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def _item(self, index: int) -> LoggedTree:
+        item = self.items[index]
+        return LoggedTree(item.tree, list(self._targets[self._ends[index] : self._ends[index + 1]]), item.weights)
+
+
 def token_lengths(items: Sequence[LoggedTree]) -> NDArray[np.int32]:
     """Tokens of each tree, without rendering those that are not kept."""
     if isinstance(items, View):
         return token_lengths(items.items)[items.rows]
+    if isinstance(items, Retargeted):
+        return token_lengths(items.items)
     if isinstance(items, LoggedTrees):
         return items.lengths
     return np.array([len(item.tree) for item in items], dtype=np.int32)

@@ -12,7 +12,7 @@ from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.data import trees as trees_module
 from lightning_iterppo.data.conversation_file import ConversationFile
 from lightning_iterppo.data.logs import write_conversations
-from lightning_iterppo.data.trees import LoggedTree, LoggedTrees, token_lengths
+from lightning_iterppo.data.trees import LoggedTree, LoggedTrees, Retargeted, token_lengths
 from lightning_iterppo.data.turns import TurnDataModule, shard, split_conversations
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import make_scratch_tokenizer
@@ -59,12 +59,24 @@ def test_long_conversations_fill_what_is_kept_sooner(renderer: ChatRenderer, mon
     assert sum(len(item.tree) for item in made.kept[:-1]) < 100
 
 
+def test_other_targets_for_the_same_trees(renderer: ChatRenderer) -> None:
+    items = LoggedTrees(talks(12), renderer, 1.0, weights={"2": [0.5, 0.5, 0.5]}, keep=2)
+    found = Retargeted(items, ([0.25 * (index % 3)] * len(item.returns) for index, item in enumerate(items)))
+    assert len(found) == len(items)
+    for index, (item, other) in enumerate(zip(items, found, strict=True)):
+        assert item.tree.segments == other.tree.segments and item.weights == other.weights
+        assert other.returns == [0.25 * (index % 3)] * len(item.returns)
+    assert found[1].tree is items[1].tree
+    assert [item.returns for item in found[-2:]] == [found[9].returns, found[10].returns]
+
+
 def test_lengths_are_known_without_rendering(renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
     items = LoggedTrees(talks(30), renderer, 1.0, keep=3)
     expected = np.array([len(item.tree) for item in items])
+    found = Retargeted(items, (item.returns for item in items))
     monkeypatch.setattr(ChatRenderer, "render", None)
-    assert token_lengths(items).tolist() == expected.tolist()
-    assert token_lengths(shard(items, 1, 2, equal=False)).tolist() == expected[1::2].tolist()
+    assert token_lengths(items).tolist() == token_lengths(found).tolist() == expected.tolist()
+    assert token_lengths(shard(found, 1, 2, equal=False)).tolist() == expected[1::2].tolist()
 
 
 def alive(kind: type) -> int:

@@ -262,6 +262,25 @@ def test_overlapping_collects_beside_the_training_with_the_policy_before(
     assert all((iteration.tokens["generated"] or 0) > 0 for iteration in summary.iterations)
 
 
+def test_measuring_in_between_waits_for_the_conversations_ahead_and_does_not_lose_them(
+    make_loop: Make, start: Callable[[str], Server], tmp_path: Path
+) -> None:
+    server = start("lora")
+    settings = {"overlap": True, "iterations": 2, "evaluate_every": 1}
+    loop = served_loop(make_loop, "lora", server, run=tmp_path / "run", settings=settings)
+    summary = loop.run()
+    assert summary.engine["iteration-001"]["lag"] == 1
+    assert all((figures["difference_max"] or 0) < 1e-4 for figures in summary.engine.values())
+    # The first weights have had all of those conversations, each once, and nobody else's.
+    first = next(name for what, name in server.log if what == "load")
+    turns = [
+        len(c.turns)
+        for name in ("before", "iteration-000", "iteration-001")
+        for c in read_conversations(tmp_path / f"run/conversations/{name}.jsonl")
+    ]
+    assert server.log.count(("complete", first)) == sum(turns)
+
+
 def test_a_server_that_refuses_the_next_weights_stops_the_run(make_loop: Make, start: Callable[[str], Server]) -> None:
     server = start("lora")
     settings = {"overlap": True, "iterations": 3, "evaluation_conversations": 0}
