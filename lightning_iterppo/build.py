@@ -60,7 +60,7 @@ def build_parts(config: Recipe) -> Parts:
     window = None if config.model.window is None else Window(config.model.window, config.model.window_first)
     renderer = ChatRenderer(model.tokenizer, config.model.system, window)
     policy, critic = config.policy, config.critic
-    return Parts(
+    parts = Parts(
         model=model,
         renderer=renderer,
         policy=PPOPolicy(
@@ -105,6 +105,9 @@ def build_parts(config: Recipe) -> Parts:
         ),
         trainers=trainers,
     )
+    if trainers.sharded:
+        model.shard(trainers.mesh(), heads=[parts.policy.value_head, parts.critic.head])
+    return parts
 
 
 def customer_factory(spec: dict[str, Any], where: str, **offered: Any) -> Callable[[], Customer]:

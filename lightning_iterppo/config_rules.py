@@ -185,6 +185,12 @@ def validate(recipe: Recipe) -> None:
             f"model.scratch.hidden_size is {scratch.hidden_size}, but it must be a multiple of twice the heads "
             f"({2 * scratch.heads})"
         )
+    if recipe.trainer.strategy == "fsdp" and recipe.model.adaptation.kind == "full":
+        raise ConfigError(
+            "trainer.strategy fsdp shards frozen weights and adapters, but model.adaptation is full: take lora, or ddp"
+        )
+    if recipe.trainer.strategy == "fsdp" and recipe.model.dtype == "nf4":
+        raise ConfigError("model.dtype nf4 has weights that trainer.strategy fsdp cannot shard: take bfloat16, or ddp")
     _validate_trainer(recipe.trainer)
     _validate_open(recipe)
 
@@ -196,10 +202,15 @@ def _validate_trainer(trainer: TrainerConfig) -> None:
     if not whole and not isinstance(devices, str):
         raise ConfigError(f"trainer.devices is {devices}, but it must be a number, a list of numbers, or auto")
     name = str(strategy.get("_target_")) if isinstance(strategy, dict) else str(strategy)
-    if any(sharded in name.lower() for sharded in ("fsdp", "deepspeed", "modelparallel")):
+    if name != "fsdp" and any(sharded in name.lower() for sharded in ("fsdp", "deepspeed", "modelparallel")):
         raise ConfigError(
-            f"trainer.strategy is {name}, which shards the weights: generation and checkpoints need them whole as yet; "
-            "take ddp, or one device"
+            f"trainer.strategy is {name}, which shards the weights in its own way: take fsdp, which shards frozen "
+            "weights and adapters, or ddp"
+        )
+    if name == "fsdp" and trainer.micro_batch == "auto":
+        raise ConfigError(
+            "trainer.micro_batch auto measures each process by itself, and with trainer.strategy fsdp all have to take "
+            "the same steps: give a number"
         )
     if isinstance(strategy, dict):
         _need_target("trainer.strategy", strategy)

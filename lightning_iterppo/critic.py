@@ -9,26 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torchmetrics import CatMetric
 
 from lightning_iterppo.critic_head import ActionFeatures, solve_head
 from lightning_iterppo.data.turns import TurnBatch
+from lightning_iterppo.fitted_module import FittedModule
 from lightning_iterppo.functional.calibration import calibration_figures
 from lightning_iterppo.functional.objectives import CriticLoss, make_objective
 from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, LanguageModel
 from lightning_iterppo.models.modes import evaluating
+from lightning_iterppo.models.sharding import put
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.optimization import adamw
 
 Pooling = Literal["last", "mean"]
 
 
-class QCritic(pl.LightningModule):
+class QCritic(FittedModule):
     """Q(s, a) = E[Σ γ^i r_{t+i} | s_t = s, a_t = a, then π_k], by default as the probability of a binary outcome.
 
     The targets are Monte Carlo returns, and the expected return is every loss's minimiser. ``bce``, binary
@@ -76,11 +77,10 @@ class QCritic(pl.LightningModule):
         layer: int | None = None,
         micro_batch: MicroBatchSize = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, found {pooling!r}")
         model.check_layer(layer)
-        self.model = model
         self.objective = make_objective(loss, low, high)
         self.pooling = pooling
         self.layer = layer
@@ -138,7 +138,7 @@ class QCritic(pl.LightningModule):
         """Q of every action as `score` gives it, and V of the state that it was taken in; None before `fit_states`."""
         found: list[list[tuple[float, float | None]]] = [[] for _ in trees]
         order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
-        with evaluating(self), self.model.using(CRITIC):
+        with evaluating(self), self.model.whole(), self.model.using(CRITIC):
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
@@ -171,7 +171,7 @@ class QCritic(pl.LightningModule):
             ValueError: there is no batch.
         """
         parts: list[ActionFeatures] = []
-        with evaluating(self), self.model.using(CRITIC):
+        with evaluating(self), self.model.whole(), self.model.using(CRITIC):
             for batch in batches:
                 tree = batch.tree.to(self.model.device)
                 hidden = self._hidden(tree)
@@ -202,8 +202,8 @@ class QCritic(pl.LightningModule):
             ValueError: the loss is ``hl-gauss``, whose head has no such optimum.
         """
         weight, bias = solve_head(newest, past, prior=prior, trust=trust, objective=self.objective)
-        self.head.linear.weight[0] = weight
-        self.head.linear.bias[0] = bias
+        put(self.head.linear.weight, weight[None])
+        put(self.head.linear.bias, bias[None])
 
     @torch.no_grad()
     def fit_states(self, features: ActionFeatures, *, prior: float = 3.0, trust: float = 0.5) -> None:
@@ -277,7 +277,7 @@ class QCritic(pl.LightningModule):
         assert loss is not None, "a mean of at least one turn"
         if self._best is None or loss < self._best[0]:
             weights = {key: tensor.clone() for key, tensor in self.model.variant_tensors(CRITIC).items()}
-            head = {key: tensor.clone() for key, tensor in self.head.state_dict().items()}
+            head = {key: tensor.clone() for key, tensor in self.head.tensors().items()}
             self._best = (loss, figures, weights, head)
 
     def on_fit_end(self) -> None:
@@ -286,8 +286,9 @@ class QCritic(pl.LightningModule):
             return
         _, self.figures, weights, head = self._best
         for key, tensor in self.model.variant_tensors(CRITIC).items():
-            tensor.copy_(weights[key])
-        self.head.load_state_dict(head)
+            put(tensor, weights[key])
+        for key, tensor in self.head.tensors().items():
+            put(tensor, head[key])
         self._best = None
 
     def configure_optimizers(self) -> Any:

@@ -201,16 +201,17 @@ class CriticFit:
         """Of all processes' shares of conversations with known outcomes; None when there are none."""
         own = conversations[rank() :: world_size()]
         found = []
-        if own:
-            data = self._with_features(
-                TurnDataModule(
-                    own,
-                    renderer=self.renderer,
-                    gamma=self.settings.gamma,
-                    bounds=self.critic.objective.bounds,
+        with self.critic.model.whole():  # on those processes too that have nothing to read
+            if own:
+                data = self._with_features(
+                    TurnDataModule(
+                        own,
+                        renderer=self.renderer,
+                        gamma=self.settings.gamma,
+                        bounds=self.critic.objective.bounds,
+                    )
                 )
-            )
-            found.append(self.critic.features(self._counted(data.reading_dataloader()), states=states))
+                found.append(self.critic.features(self._counted(data.reading_dataloader()), states=states))
         parts = gather_lists(found)
         return ActionFeatures.join(parts) if parts else None
 

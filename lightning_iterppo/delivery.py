@@ -50,6 +50,10 @@ class Delivery:
         Raises:
             EngineError: the server cannot be reached, or refuses.
         """
+        with self.model.whole():
+            return self._deliver()
+
+    def _deliver(self) -> PolicyFiles:
         name = f"iterppo-{self._digest()}"
         if self._last is not None and self._last.name == name:
             return self._last

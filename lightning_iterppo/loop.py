@@ -168,8 +168,9 @@ class IterativePPOLoop:
         if self.run_dir is None:
             raise ValueError("this loop has no run directory to write a checkpoint to")
         path = self.run_dir.checkpoint(iteration)
-        if self.is_main:
-            save_checkpoint(path, self.language_model, self.policy, self.critic)
+        with self.language_model.whole():
+            if self.is_main:
+                save_checkpoint(path, self.language_model, self.policy, self.critic)
         barrier()
         return path
 
@@ -401,8 +402,10 @@ class IterativePPOLoop:
 
     def save(self) -> None:
         """Writes the state and `summary.json`."""
-        if self.run_dir is not None and self.is_main:
-            self.run_dir.save_state(self.state_dict())
+        if self.run_dir is not None:
+            with self.language_model.whole():
+                if self.is_main:
+                    self.run_dir.save_state(self.state_dict())
         self._write_summary()
         barrier()
 

@@ -155,10 +155,11 @@ def fit_critic(
     loop = build_loop(without_logs(config), kept=False)
     _start_from(loop, policy)
     figures = loop.fit_critic_only(logs, held)
-    if rank() == 0:
-        with replace_directory(output) as directory:
-            save_critic(directory, loop.language_model, loop.critic)
-            write_text_atomically(directory / CRITIC_RECIPE, recipe)
+    with loop.language_model.whole():
+        if rank() == 0:
+            with replace_directory(output) as directory:
+                save_critic(directory, loop.language_model, loop.critic)
+                write_text_atomically(directory / CRITIC_RECIPE, recipe)
     return {"critic": str(output), **figures}
 
 

@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree
+from lightning_iterppo.fitted_module import FittedModule
 from lightning_iterppo.functional import clipped_policy_loss, clipped_value_loss, gae, kl_k2, kl_k3, masked_mean
 from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.heads import ScalarHead
@@ -27,7 +27,7 @@ from lightning_iterppo.optimization import adamw
 LoggedRatio = Literal["anchor", "round"]
 
 
-class PPOPolicy(pl.LightningModule):
+class PPOPolicy(FittedModule):
     """Clipped PPO over the tokens of single responses, in a KL trust region around the anchor π_k.
 
     The reward of a response, less the baseline of its state, sits on its last token; a value head on the same trunk
@@ -94,13 +94,12 @@ class PPOPolicy(pl.LightningModule):
         adam_epsilon: float = 1e-8,
         micro_batch: MicroBatchSize = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         for name, value in (("clip", clip), ("value_clip", value_clip), ("learning_rate", learning_rate)):
             if value <= 0:
                 raise ValueError(f"{name} must be above 0, found {value}")
         if not 0 <= gae_lambda <= 1:
             raise ValueError(f"gae_lambda must be in [0, 1], found {gae_lambda}")
-        self.model = model
         self.value_head = ScalarHead(model.hidden_size)
         self.learning_rate = learning_rate
         self.value_learning_rate = value_learning_rate
@@ -157,7 +156,7 @@ class PPOPolicy(pl.LightningModule):
         sums = torch.zeros(5, dtype=torch.float64)  # fresh responses, their tokens, KL to anchor, to reference, entropy
         rewards = 0.0
         order = sorted(range(len(trees)), key=lambda index: len(trees[index].tree))
-        with evaluating(self):
+        with evaluating(self), self.model.whole():
             for start in range(0, len(order), rows):
                 chosen = [trees[i] for i in order[start : start + rows]]
                 batch = collate_trees([item.tree for item in chosen], self.model.pad_token_id).to(self.model.device)

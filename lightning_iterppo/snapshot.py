@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_iterppo.critic import QCritic
 from lightning_iterppo.errors import RunDirectoryError
 from lightning_iterppo.files import replace_directory
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
+from lightning_iterppo.models.sharding import put
 from lightning_iterppo.policy import PPOPolicy
 
 HEAD, STATE_HEAD = "head.safetensors", "state_head.safetensors"
@@ -32,9 +33,9 @@ def save_checkpoint(path: Path, model: LanguageModel, policy: PPOPolicy, critic:
 def save_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
     """The critic's trunk and head, and its head of states where there is one."""
     model.save_variant(CRITIC, directory)
-    save_file(_on_host(critic.head.state_dict()), directory / HEAD)
+    save_file(_on_host(critic.head.tensors()), directory / HEAD)
     if critic.state_head is not None:
-        save_file(_on_host(critic.state_head.state_dict()), directory / STATE_HEAD)
+        save_file(_on_host(critic.state_head.tensors()), directory / STATE_HEAD)
 
 
 def load_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
@@ -47,10 +48,10 @@ def load_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
     if not (directory / HEAD).is_file():
         raise FileNotFoundError(f"{directory} holds no critic ({HEAD} is missing)")
     head = load_file(directory / HEAD)
-    if {key: value.shape for key, value in head.items()} != {k: v.shape for k, v in critic.head.state_dict().items()}:
+    if {key: value.shape for key, value in head.items()} != {k: v.shape for k, v in critic.head.tensors().items()}:
         raise ValueError(f"the head in {directory} is one of another critic.loss or another model than the recipe's")
     model.load_variant(CRITIC, directory)
-    critic.head.load_state_dict(head)
+    _load(critic.head, head)
     critic.state_head = None
     if (directory / STATE_HEAD).is_file():
         critic.state_head = ScalarHead(model.hidden_size).to(model.device)
@@ -65,8 +66,8 @@ def module_state(model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> di
     return {
         "started_from": model.started_from,
         "variants": {name: _on_host(model.variant_tensors(name)) for name in names},
-        "critic_head": _on_host(critic.head.state_dict()),
-        "value_head": _on_host(policy.value_head.state_dict()),
+        "critic_head": _on_host(critic.head.tensors()),
+        "value_head": _on_host(policy.value_head.tensors()),
         "kl_coefficient": float(policy.kl_coefficient),
         "critic_figures": dict(critic.figures),
     }
@@ -105,8 +106,8 @@ def _restore(own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     if own.keys() != saved.keys():
         raise ValueError("the saved weights belong to another model or adaptation than the recipe's")
     for key, tensor in own.items():
-        tensor.copy_(saved[key])
+        put(tensor, saved[key])
 
 
-def _load(module: nn.Module, state: dict[str, Tensor]) -> None:
-    module.load_state_dict(state)
+def _load(head: ScalarHead, state: dict[str, Tensor]) -> None:
+    _restore(head.tensors(), state)

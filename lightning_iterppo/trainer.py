@@ -10,10 +10,14 @@ import lightning as L
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lightning_iterppo.config import TrainerConfig
 from lightning_iterppo.targets import instantiate
 
+#: The strategy that shards the weights: FSDP2, which Lightning calls model parallelism.
+FSDP: Final = "fsdp"
 #: What Lightning's mixed precisions compute in.
 MIXED: Final = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
 
@@ -38,8 +42,19 @@ class TrainerFactory:
     def several_processes(self) -> bool:
         """Whether the configuration asks for more than one process."""
         devices = self.config.devices
+        if self.sharded:
+            return True
         many = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
         return many or self.config.num_nodes > 1
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are divided among the processes."""
+        return bool(self.config.strategy == FSDP)
+
+    def mesh(self) -> DeviceMesh:
+        """The processes, in one dimension, once they have been started."""
+        return init_device_mesh(self.device.type, (world_size(),))
 
     def launch(self) -> None:
         """Starts the other processes, so that conversations are shared out before the first fit too.
@@ -72,6 +87,9 @@ class TrainerFactory:
 
     def _strategy(self, *, fabric: bool = False) -> Any:
         strategy = self.config.strategy
+        if strategy == FSDP:
+            # The layers are in shards already, so that the processes only have to be there, and be left alone.
+            return "ddp" if fabric else ModelParallelStrategy(data_parallel_size=world_size(), tensor_parallel_size=1)
         if not isinstance(strategy, dict):
             return strategy
         if not fabric:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_iterppo.data.turns import TurnBatch
+from lightning_iterppo.fitted_module import FittedModule
 from lightning_iterppo.functional import masked_mean
 from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
 from lightning_iterppo.optimization import adamw
 
 
-class WarmStart(pl.LightningModule):
+class WarmStart(FittedModule):
     """Maximises the log-probability of the agent's messages, end token included, in their conversations.
 
     Args:
@@ -34,8 +34,7 @@ class WarmStart(pl.LightningModule):
         weight_decay: float = 0.0,
         micro_batch: MicroBatchSize = None,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.weight_decay = weight_decay

@@ -41,13 +41,13 @@ def test_what_a_machine_has_not_got_is_skipped_and_says_why(
 ) -> None:
     monkeypatch.setattr(script.shutil, "which", lambda name: None)
     reasons = {check.name: script.skipped(check, "gpu", gpus=1) for check in script.CHECKS}
-    assert reasons["ddp on all devices"] == "needs 2 GPUs"
+    assert reasons["ddp on all devices"] == reasons["fsdp on all devices"] == "needs 2 GPUs"
     assert reasons["collecting by vLLM"] == "vllm is not installed"
-    assert reasons["float32"] is None and reasons["fsdp"] is None
+    assert reasons["float32"] is None and reasons["deepspeed"] is None
 
 
 def test_a_run_that_the_library_refuses_is_no_failure(script: ModuleType) -> None:
-    fsdp = next(check for check in script.CHECKS if check.name == "fsdp")
-    found = script.run(fsdp, "cpu", 120)
-    assert found.status == "refused" and "fsdp, which shards the weights" in found.said
-    assert script.table([found]).splitlines()[-1].startswith("| fsdp | refused |")
+    refused = next(check for check in script.CHECKS if check.name == "deepspeed")
+    found = script.run(refused, "cpu", 120)
+    assert found.status == "refused" and "which shards the weights in its own way" in found.said
+    assert script.table([found]).splitlines()[-1].startswith("| deepspeed | refused |")

@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 SMALL = [
@@ -86,3 +89,54 @@ def test_two_processes_collect_each_conversation_once(tmp_path: Path, kind: str)
         assert record["critic"]["turns"] == 2 * 8  # the held-out fifth, counted over both processes
     weights = "model.safetensors" if kind == "full" else "adapter_model.safetensors"
     assert (tmp_path / "run" / "checkpoints" / "iteration-001" / "policy" / weights).is_file()
+
+
+SHARDED = [
+    *("model/adaptation=lora", "loop.iterations=2", "loop.conversations=24", "loop.evaluation_conversations=0"),
+    *("loop.batch=12", "critic.epochs=2", "policy.rounds=2", "policy.ppo_epochs=1", "warm_start.epochs=1"),
+    *("callbacks.progress=null", "model.trim_padding=false"),
+]
+
+
+def weights(run: Path, part: str) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "iteration-001" / part / "adapter_model.safetensors")
+
+
+def test_weights_in_shards_learn_what_whole_ones_learn(tmp_path: Path) -> None:
+    """FSDP for real, on two processes of the processor: the same as two whole copies, up to the order of sums."""
+    for strategy in ("fsdp-cpu", "ddp-cpu"):
+        done = iterppo(tmp_path, "train", "probe", "-o", strategy, f"trainer={strategy}", *SHARDED)
+        assert done.returncode == 0, done.stderr
+    shards, whole = (json.loads((tmp_path / s / "summary.json").read_text()) for s in ("fsdp-cpu", "ddp-cpu"))
+    for own, other in zip(shards["iterations"], whole["iterations"], strict=True):
+        for part in ("critic", "policy"):
+            assert own[part] == pytest.approx(other[part], abs=1e-4)
+    for part in ("policy", "critic"):
+        found, expected = weights(tmp_path / "fsdp-cpu", part), weights(tmp_path / "ddp-cpu", part)
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_in_shards_that_was_killed_goes_on_and_its_policy_is_one_for_one_process(tmp_path: Path) -> None:
+    words = ["train", "probe", "-o", "run", "trainer=fsdp-cpu", *SHARDED, "loop.iterations=3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [str(Path(sys.executable).with_name("iterppo")), *words]
+    summary = tmp_path / "run" / "summary.json"
+    with open(tmp_path / "log.txt", "w", encoding="utf-8") as log:
+        started = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        until = time.monotonic() + 600
+        while not (summary.is_file() and json.loads(summary.read_text())["iterations"]):
+            assert started.poll() is None and time.monotonic() < until, (tmp_path / "log.txt").read_text()[-2000:]
+            time.sleep(0.2)
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    resumed = iterppo(tmp_path, "train", "--resume", "run")
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(json.loads(summary.read_text())["iterations"]) == 3
+    done = iterppo(tmp_path, "evaluate", "probe", "--policy", "run", "-n", "8", "--json", "model/adaptation=lora")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["conversations"] == 8

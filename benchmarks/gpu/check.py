@@ -74,7 +74,7 @@ CHECKS = (
         "the same, beside the training", (LORA, "engine=vllm", "loop.overlap=true", "loop.iterations=2"), server=True
     ),
     Check("ddp on all devices", ("trainer=ddp",), gpus=2),
-    Check("fsdp", ("trainer=ddp", "trainer.strategy=fsdp"), refused=True),
+    Check("fsdp on all devices", (LORA, "trainer=fsdp"), gpus=2),
     Check("deepspeed", ("trainer=ddp", "trainer.strategy=deepspeed_stage_2"), refused=True),
 )
 

@@ -23,6 +23,10 @@ class ScalarHead(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Its weights by name, no copies: as `state_dict`, but whole where they are whole for a while."""
+        return {key: parameter.data for key, parameter in self.named_parameters()}
+
     def seen(self, hidden: Tensor) -> Tensor:
         """What the linear map sees of (…, hidden), of the same shape."""
         normal: Tensor = self.norm(hidden.to(self.linear.weight.dtype))

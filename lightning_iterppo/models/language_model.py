@@ -7,7 +7,7 @@ and does not ask which it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from lightning_iterppo.errors import ConfigError
@@ -26,6 +27,7 @@ from lightning_iterppo.models.linear import is_whole, use_few_rows
 from lightning_iterppo.models.logprobs import response_logprobs, score_tokens
 from lightning_iterppo.models.passes import Passes
 from lightning_iterppo.models.scratch import ScratchConfig
+from lightning_iterppo.models.sharding import Sharding
 from lightning_iterppo.models.stacks import plain_stack
 from lightning_iterppo.models.tree import TreeBatch
 from lightning_iterppo.models.variant_files import load_variant, save_variant
@@ -76,6 +78,7 @@ class LanguageModel(nn.Module):
         self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._stored: dict[str, list[Tensor]] = {}
         self._names = list(VARIANTS)
+        self._sharding: Sharding | None = None
         if self.lora:
             config = LoraConfig(
                 r=adaptation.rank,
@@ -200,6 +203,31 @@ class LanguageModel(nn.Module):
             self.causal_lm.get_output_embeddings().requires_grad_(name != CRITIC)
         self.active = name
 
+    def shard(self, mesh: DeviceMesh, heads: Sequence[nn.Module] = ()) -> None:
+        """Divides the layers and what is trained beside them among processes, each of which has a part from then on.
+
+        Padding is not trimmed and frozen layers' features are not kept then: both make processes' passes differ.
+
+        Args:
+            mesh: the processes, in one dimension.
+            heads: modules that train with a variant.
+
+        Raises:
+            ConfigError: all weights train, or the model has no layers of transformers' usual kind.
+        """
+        if not self.lora:
+            raise ConfigError("trainer.strategy fsdp shards frozen weights, but model.adaptation is full: take lora")
+        self._sharding = Sharding([*self._passes.own_parts(), *heads], mesh)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the layers are in shards."""
+        return self._sharding is not None
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it weights in shards are whole, see `Sharding.whole`; nothing otherwise."""
+        return nullcontext() if self._sharding is None else self._sharding.whole()
+
     def add(self, name: str) -> None:
         """One more variant: the base weights and an adapter that adds nothing, or a copy of all weights as they are."""
         self._names.append(name)
@@ -242,6 +270,8 @@ class LanguageModel(nn.Module):
         """Makes ``target`` equal to ``source``."""
         if source == target:
             return
+        if self._sharding is not None and self._sharding.is_whole:
+            raise RuntimeError("what is written into weights that are whole for a while is lost")
         if not self.lora and target not in self._stored and target != self.active:
             self._stored[target] = [tensor.clone() for tensor in self.variant_tensors(source).values()]
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -107,6 +108,18 @@ class Passes:
                 raise ConfigError(f"model.{name} is true, but a {model.config.model_type} model has no layers for it")
         # Whose features a tree holds. An object and not id(self), which a later model can have again.
         self._owner = object()
+
+    def own_parts(self) -> list[nn.Module]:
+        """The layers, for who divides them among processes; every process's passes are the same from then on.
+
+        Raises:
+            ConfigError: the model has none of the usual kind.
+        """
+        if not self._layers:
+            raise ConfigError(f"trainer.strategy fsdp: a {self.model.config.model_type} model has no layers to shard")
+        self.computing = replace(self.computing, trim_padding=False)
+        self.frozen_layers = 0
+        return list(self._layers)
 
     def hidden(self, batch: TreeBatch, layers: int | None = None) -> Tensor:
         """Hidden states of every token of the rows, (rows, tokens, hidden).

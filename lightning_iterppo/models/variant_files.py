@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from lightning_iterppo.models.sharding import put
 
 if TYPE_CHECKING:
     from lightning_iterppo.models.language_model import LanguageModel
@@ -51,7 +53,8 @@ def load_variant(model: LanguageModel, name: str, directory: Path) -> None:
         _check_shapes(saved, _adapter_tensors(model, name), file)
         if adapter_started_from(directory) != model.started_from:
             raise ValueError(f"the adapter in {directory} is one of other weights: take the recipe of its run")
-        set_peft_model_state_dict(model.model, saved, adapter_name=name)
+        for key, tensor in _adapter_tensors(model, name).items():
+            put(tensor, saved[key])
         return
     if not (directory / MODEL_CONFIG).is_file():
         raise FileNotFoundError(f"{directory} holds no full model ({MODEL_CONFIG})")
@@ -72,7 +75,11 @@ def adapter_started_from(directory: Path) -> str | None:
 
 def _adapter_tensors(model: LanguageModel, name: str) -> dict[str, Tensor]:
     # Embeddings are never trained, and peft would look for another model at the base's path to see that.
-    found: dict[str, Tensor] = get_peft_model_state_dict(model.model, adapter_name=name, save_embedding_layers=False)
+    # Not what `state_dict` gives, which would put whole weights back into their shards.
+    own = {key: parameter.data for key, parameter in model.model.named_parameters()}
+    found: dict[str, Tensor] = get_peft_model_state_dict(
+        model.model, state_dict=own, adapter_name=name, save_embedding_layers=False
+    )
     return found
 
 

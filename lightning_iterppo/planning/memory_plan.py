@@ -31,7 +31,8 @@ class Devices:
 
     Args:
         count: processes, a device each.
-        strategy: ``one``, ``ddp``; ``fsdp`` is planned as all weights in shards, ``deepspeed`` as ZeRO's stage 2.
+        strategy: ``one``, ``ddp``; ``fsdp`` has all weights in shards while a step of training is computed, and whole
+            otherwise; ``deepspeed`` is planned as ZeRO's stage 2.
     """
 
     count: int = 1
@@ -64,13 +65,14 @@ def moments_of(
     logs = int(recipe.logs.get("conversations", 0)) if recipe.logs else 0
     newest = recipe.loop.conversations if recipe.customer else logs
 
-    def moment(copies: int, extra: dict[str, int], step: Step | None = None) -> dict[str, int]:
+    def moment(
+        copies: int, extra: dict[str, int], step: Step | None = None, *, training: bool = False
+    ) -> dict[str, int]:
         """``copies`` are sets of trained weights beside the one in use; of adapters there always are four."""
-        parts = {
-            PROCESS: process,
-            WEIGHTS: devices.shard(found.weights, weights=True),
-            VARIANTS: devices.shard(found.variant * (4 if lora else copies), weights=True),
-        }
+        held = found.weights, found.variant * (4 if lora else copies)
+        if training:
+            held = devices.shard(held[0], weights=True), devices.shard(held[1], weights=True)
+        parts = {PROCESS: process, WEIGHTS: held[0], VARIANTS: held[1]}
         if step is not None:
             parts[GRADIENTS] = devices.shard(step.gradients)
             parts[MOMENTS] = devices.shard(step.moments)
@@ -93,7 +95,7 @@ def moments_of(
     if found.critic is None:
         moments["fit Q"] = moment(others, fitted)
     else:
-        best = devices.shard(found.variant, weights=True)  # the best epoch's weights
+        best = found.variant  # the best epoch's weights, kept where they were measured: whole
         moments["fit Q"] = moment(others, {**fitted, WORKING: found.critic.working}, found.critic)
         moments["fit Q"][VARIANTS] = moments["fit Q"].get(VARIANTS, 0) + best
     states = devices.share(min(recipe.policy.conversations_per_round, newest or 10**9))
@@ -105,10 +107,10 @@ def moments_of(
     moments["score"] = moment(
         others + 1, {WORKING: max(found.first.working, found.prepare.working), **read}, found.policy
     )
-    moments["train"] = moment(others + 1, {WORKING: found.policy.working, **read}, found.policy)
+    moments["train"] = moment(others + 1, {WORKING: found.policy.working, **read}, found.policy, training=True)
     if found.imitation is not None:
         kept = {FEATURES: devices.share(logs) * found.features[0]}
-        moments["imitate"] = moment(0, {WORKING: found.imitation.working, **kept}, found.imitation)
+        moments["imitate"] = moment(0, {WORKING: found.imitation.working, **kept}, found.imitation, training=True)
     return moments
 
 

@@ -15,7 +15,7 @@ from lightning_iterppo.models.backbones import NF4
 from lightning_iterppo.planning import memory_plan as parts
 from lightning_iterppo.planning.memory_plan import PARTS, largest, moments_of
 from lightning_iterppo.planning.rehearsal import Rehearsal, Rehearsed
-from lightning_iterppo.planning.request import SHARDED, Request
+from lightning_iterppo.planning.request import Request
 from lightning_iterppo.planning.speed import EFFICIENCY, Speed, measured_speed, nominal_speed, process_memory
 from lightning_iterppo.planning.time_plan import seconds_of
 
@@ -179,8 +179,10 @@ def _notes(request: Request) -> tuple[str, ...]:
         found.append("model.dtype=nf4 is planned as bfloat16: the frozen maps take a quarter of that, and more time")
     if devices.count > 1:
         found.append("what processes tell each other takes time that is not counted")
-    if devices.strategy in SHARDED:
-        found.append(f"`iterppo train` refuses {devices.strategy} as yet: this is what it would hold")
+    full = request.recipe.model.adaptation.kind == "full"
+    if devices.strategy == "deepspeed" or (devices.strategy == "fsdp" and full):
+        beside = " with full fine-tuning" if devices.strategy == "fsdp" else ""
+        found.append(f"`iterppo train` refuses {devices.strategy}{beside} as yet: this is what it would hold")
     return tuple(found)
 
 

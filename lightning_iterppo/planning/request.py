@@ -79,9 +79,11 @@ def read_request(recipe: str, words: Sequence[str]) -> Request:
     count = read.get("devices")
     strategy: Strategy | None = None
     chosen = next((word.partition("=")[2] for word in others if word.startswith("trainer=")), None)
-    if chosen in SHARDED:
-        strategy = "fsdp" if chosen == "fsdp" else "deepspeed"
-        others = ["trainer=ddp" if word == f"trainer={chosen}" else word for word in others]
+    if chosen is not None and (kind := chosen.removesuffix("-cpu")) in SHARDED:
+        strategy = "fsdp" if kind == "fsdp" else "deepspeed"
+        # What a run refuses can be planned: the recipe is composed as one that it takes.
+        taken = "trainer=ddp-cpu" if chosen.endswith("-cpu") else "trainer=ddp"
+        others = [taken if word == f"trainer={chosen}" else word for word in others]
     elif chosen is None and (count or 1) > 1:
         others.append("trainer=ddp")
     shape = _model_word(others)
