@@ -146,11 +146,11 @@ def test_a_hole_does_not_take_another_aligned_block_of_its_size() -> None:
 @pytest.mark.parametrize(
     ("more", "less"),
     [
-        ("policy.batch_conversations=4", "policy.batch_conversations=2"),
-        ("policy.samples_per_state=4", "policy.samples_per_state=1"),
+        pytest.param("policy.batch_conversations=4", "policy.batch_conversations=2", marks=pytest.mark.slow),
+        pytest.param("policy.samples_per_state=4", "policy.samples_per_state=1", marks=pytest.mark.slow),
         ("trainer.micro_batch=null", "trainer.micro_batch=1"),
         ("model.checkpointing=false", "model.checkpointing=true"),
-        ("model.dtype=float32", "model.dtype=bfloat16"),
+        pytest.param("model.dtype=float32", "model.dtype=bfloat16", marks=pytest.mark.slow),
         ("model.adaptation.top_layers=null", "model.adaptation.top_layers=1"),
     ],
 )

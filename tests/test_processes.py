@@ -102,6 +102,7 @@ def weights(run: Path, part: str) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "iteration-001" / part / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_weights_in_shards_learn_what_whole_ones_learn(tmp_path: Path) -> None:
     """FSDP for real, on two processes of the processor: the same as two whole copies, up to the order of sums."""
     for strategy in ("fsdp-cpu", "ddp-cpu"):

@@ -133,7 +133,14 @@ def same_logits(exported: Path, model: LanguageModel) -> None:
         torch.testing.assert_close(plain(ids).logits, model.causal_lm.eval()(ids).logits, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(("source", "target"), [("lora", "lora"), ("lora", "full"), ("full", "dora")])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("lora", "full"),
+        pytest.param("lora", "lora", marks=pytest.mark.slow),
+        pytest.param("full", "dora", marks=pytest.mark.slow),
+    ],
+)
 def test_a_continued_run_is_resumed(runs: dict[str, Path], tmp_path: Path, source: str, target: str) -> None:
     """What stands by itself needs the run that it came from no more; an adapter beside merged weights does."""
     origin = shutil.copytree(runs[source], tmp_path / "origin")
@@ -270,7 +277,7 @@ def test_an_exported_model_has_the_policys_logits(runs: dict[str, Path], tmp_pat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 def test_an_export_of_a_type(runs: dict[str, Path], tmp_path: Path, kind: str, dtype: str) -> None:
     made = operations.export(runs[kind] / "checkpoints" / "iteration-000", tmp_path / "model", None, dtype)
     wanted = getattr(torch, dtype)

@@ -226,7 +226,7 @@ def test_a_server_that_loads_whole_models_gets_merged_ones(
     assert list(dict.fromkeys(name for _, name in server.log)) == mark.read_text().splitlines()
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("kind", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_overlapping_collects_beside_the_training_with_the_policy_before(
     kind: str, make_loop: Make, start: Callable[[str], Server], tmp_path: Path
 ) -> None:
