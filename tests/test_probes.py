@@ -44,7 +44,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert [one["name"] for one in found["probes"]] == [probe.name for probe in PROBES]
 
 
-@pytest.mark.parametrize("name", ["constant", "edited"])
+@pytest.mark.parametrize("name", [pytest.param("constant", marks=pytest.mark.slow), "edited"])
 def test_a_probe_is_learnt(name: str) -> None:
     (probe,) = (probe for probe in PROBES if probe.name == name)
     found = probes.run(probe)

@@ -76,6 +76,7 @@ def test_pairs_take_turns_and_the_first_does_not_count(speed: ModuleType) -> Non
     assert "4 | theirs 1.6 | 2.50 (2.50 to 2.50)" in speed.table({"collection": found})
 
 
+@pytest.mark.slow
 def test_overhead_is_what_is_not_tensor_work() -> None:
     options = ["--recipe", "probe", "--iterations", "1", "--conversations", "8", "trainer=cpu"]
     script = [sys.executable, str(HERE / "overhead.py"), "--try", *options]

@@ -95,7 +95,7 @@ def test_a_file_gives_the_critic_of_a_list(
         torch.testing.assert_close(of_file[key], tensor, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_a_fit_holds_few_conversations_of_many(
     make_loop: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -228,7 +228,7 @@ def test_a_runs_critic_is_found_and_what_is_none_is_told(tmp_path: Path) -> None
     assert not (tmp_path / "none.jsonl").exists()
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_scoring_holds_a_window(make_loop: Make, kind: str) -> None:
     loop = make_loop(kind, layers=2, top_layers=1 if kind == "lora" else None)
     trees = [loop.renderer.render(talk).tree for talk in talks(50)]
