@@ -21,9 +21,10 @@ from lightning_iterppo import cli_commands as commands
 from lightning_iterppo.cli_errors import explain, was_interrupted
 from lightning_iterppo.cli_estimate import add_off_policy
 from lightning_iterppo.cli_import import add_options, import_logs
-from lightning_iterppo.cli_output import main_process, quoted
+from lightning_iterppo.cli_output import quoted
 from lightning_iterppo.data.store.urls import without_password
 from lightning_iterppo.errors import ConfigError
+from lightning_iterppo.processes import is_first
 from lightning_iterppo.recipe_files import nearest
 
 _OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*=|~[A-Za-z_])")
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(text: str) -> None:
     """One line on standard error; a process beside the first says which it is."""
-    rank = "" if main_process() else f" (process {os.environ.get('LOCAL_RANK')})"
+    rank = "" if is_first() else f" (process {os.environ.get('LOCAL_RANK')})"
     print(f"iterppo{rank}: {without_password(' '.join(text.split()))}", file=sys.stderr, flush=True)
 
 
@@ -96,7 +97,7 @@ def _trace(error: BaseException) -> None:
 def _stopped(error: BaseException, job: commands.Job, code: int) -> int:
     if job.debug:
         _trace(error)
-    if main_process():
+    if is_first():
         again = f"; go on with: iterppo train --resume {quoted(job.run)}" if job.run and job.resumable else ""
         _complain(f"stopped{again}")
     return code

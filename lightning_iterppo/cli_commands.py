@@ -17,6 +17,7 @@ from lightning_iterppo import cli_output as output
 from lightning_iterppo.composition import available_groups, available_recipes, compose, load_recipe, to_yaml
 from lightning_iterppo.config import Recipe
 from lightning_iterppo.errors import ConfigError, RunDirectoryError
+from lightning_iterppo.processes import is_first
 
 #: The run directory that the first process chose, for the processes that it starts: their clocks would choose others.
 RUN_VARIABLE = "ITERPPO_RUN"
@@ -288,7 +289,7 @@ def _resumed(arguments: argparse.Namespace) -> tuple[Path, Recipe]:
 
 
 def _default_run(name: str) -> Path:
-    if not output.main_process():
+    if not is_first():
         announced = os.environ.get(RUN_VARIABLE)
         if announced is None:
             raise ConfigError("say -o RUN: processes that a launcher started would each choose a directory of its own")
@@ -326,7 +327,7 @@ def _need_run(run: Path) -> None:
 
 
 def _need_fresh_run(run: Path) -> None:
-    if not output.main_process():
+    if not is_first():
         return  # The first process has looked, and may have begun to write.
     if run.exists() and not run.is_dir():
         raise RunDirectoryError(f"{run} is a file: choose another -o")
@@ -342,7 +343,7 @@ def need_fresh_output(path: Path) -> None:
     Raises:
         RunDirectoryError: there is something.
     """
-    if not output.main_process():
+    if not is_first():
         return
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise RunDirectoryError(f"{path} is there already and would be overwritten: remove it, or choose another -o")

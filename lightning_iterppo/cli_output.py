@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_iterppo.conversation import Conversation, Turn
+from lightning_iterppo.processes import is_first
 
 if TYPE_CHECKING:
     from lightning_iterppo.summary import Rate, Summary
@@ -21,17 +21,9 @@ if TYPE_CHECKING:
 _COLOURS = {"customer": "cyan", "agent": "green"}
 
 
-def main_process() -> bool:
-    """Whether this is the first of several processes, or the only one. Only the first prints.
-
-    Lightning and torchrun number the processes of a machine; torchrun and SLURM number all of them.
-    """
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"))
-
-
 def say(*parts: RenderableType) -> None:
     """Prints on standard output, in the first process only. A string is printed as it is, without markup."""
-    if main_process():
+    if is_first():
         console = Console(highlight=False)
         for part in parts:
             if isinstance(part, str):
@@ -43,7 +35,7 @@ def say(*parts: RenderableType) -> None:
 
 def say_json(content: Any) -> None:
     """Prints JSON, in the first process only."""
-    if main_process():
+    if is_first():
         print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
 
 

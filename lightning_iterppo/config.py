@@ -278,8 +278,8 @@ class LoopConfig:
     # Seconds that a customer with `async def` methods may take for an answer. Others see to it themselves.
     customer_timeout: float = 120.0
     # Collect the next iteration's conversations while this one's are learnt from, with the policy that made these: they
-    # are one iteration old when they are used, which their versions say and importance weights make up for. Needs an
-    # `engine` of its own. False waits for the newest policy.
+    # are one iteration old when they are used, which their versions say; importance weights make up for it in the
+    # improvement, and Q is of the older policy. Needs an `engine` of its own. False waits for the newest policy.
     overlap: bool = False
 
 

@@ -6,16 +6,15 @@ weights it was trained beside, and the recipe's adaptation begins on what comes 
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from lightning_iterppo.composition import load_recipe
 from lightning_iterppo.config import ModelConfig, Recipe
 from lightning_iterppo.errors import ConfigError, RunDirectoryError
-from lightning_iterppo.models.adaptation import Adaptation, Computing, Kind
+from lightning_iterppo.models.adaptation import Adaptation, Computing
 from lightning_iterppo.models.backbones import NF4, Backbone, load_backbone, resolve_dtype
 from lightning_iterppo.models.language_model import POLICY, VARIANTS, LanguageModel
 from lightning_iterppo.models.scratch import ScratchConfig
@@ -161,27 +160,12 @@ def _backbone(config: Recipe, dtype: str) -> Backbone:
 
 def adaptation_of(section: ModelConfig) -> Adaptation:
     """What a recipe trains."""
-    how = section.adaptation
-    return Adaptation(
-        kind=cast(Kind, how.kind),
-        rank=how.rank,
-        alpha=how.alpha,
-        dropout=how.dropout,
-        top_layers=how.top_layers,
-        fold=how.fold,
-        keep_features=how.keep_features,
-    )
+    return Adaptation(**asdict(section.adaptation))
 
 
 def computing_of(section: ModelConfig) -> Computing:
     """How a recipe's passes are computed."""
-    return Computing(
-        share_prefixes=section.share_prefixes,
-        trim_padding=section.trim_padding,
-        logits_once=section.logits_once,
-        checkpointing=section.checkpointing,
-        compile=section.compile,
-    )
+    return Computing(**{each.name: getattr(section, each.name) for each in fields(Computing)})
 
 
 def _adapted(backbone: Backbone, section: ModelConfig) -> LanguageModel:

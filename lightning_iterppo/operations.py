@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.variant_files import ADAPTER, MODEL_CONFIG
+from lightning_iterppo.processes import is_first
 from lightning_iterppo.run_directory import RECIPE, RunDirectory
 from lightning_iterppo.scoring import write_scores
 from lightning_iterppo.snapshot import HEAD, load_critic, save_critic
@@ -77,15 +77,11 @@ def _loggers(config: Recipe, run: RunDirectory, last_step: int | None) -> list[L
 
 def _begin_run(loop: IterativePPOLoop, config: Recipe, run: Path) -> None:
     """Makes the run's directory: the first process makes it, the others wait for it."""
-    directory = RunDirectory(run) if _is_child_process() else RunDirectory.create(run, to_yaml(config))
+    directory = RunDirectory.create(run, to_yaml(config)) if is_first() else RunDirectory(run)
     barrier()
     _attach(loop, config, directory)
     if rank() == 0:
         directory.write_summary(loop.summary)
-
-
-def _is_child_process() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") != "0" or os.environ.get("RANK", "0") != "0"
 
 
 def collect(config: Recipe, output: Path, policy: Path | None, conversations: int | None) -> dict[str, Any]:

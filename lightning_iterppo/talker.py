@@ -132,11 +132,10 @@ class Talker:
         """Begins conversations under the policy as it is, which go on beside whatever is done next; see `talk`."""
         assert self.delivery is not None, "the weights in memory are about to change"
         seeds = self._seeds(kind, count, after)
-        # A copy: the renderer counts histories that it cuts, and this process goes on to use it.
-        engine, renderer = self._served(prefix), self.renderer.forgetful()
+        engine = self._served(prefix)
 
         def work(moved: Callable[[], None]) -> Talked:
-            return self._collected(customer, seeds, version, prefix, engine, renderer, lambda done, failed: moved())
+            return self._collected(customer, seeds, version, prefix, engine, lambda done, failed: moved())
 
         self._ahead = prefix, Background(work)
 
@@ -170,14 +169,14 @@ class Talker:
         if self.delivery is None:
             engine = self.engine(self._seed(prefix), keep=True)
             with speaking(self.model):
-                return self._collected(customer, seeds, version, prefix, engine, self.renderer, moved)
+                return self._collected(customer, seeds, version, prefix, engine, moved)
         served = self._served(prefix)
 
         def counted(done: int, failed: int) -> None:
             self.tools.progress.tokens = served.generated_tokens
             moved(done, failed)
 
-        return self._collected(customer, seeds, version, prefix, served, self.renderer, counted)
+        return self._collected(customer, seeds, version, prefix, served, counted)
 
     def _collected(
         self,
@@ -186,7 +185,6 @@ class Talker:
         version: str,
         prefix: str,
         engine: Engine,
-        renderer: ChatRenderer,
         moved: Callable[[int, int], None],
     ) -> Talked:
         """Has them, and tells how many are over and how many of those failed."""
@@ -195,7 +193,7 @@ class Talker:
             customer,
             seeds,
             engine=engine,
-            renderer=renderer,
+            renderer=self.renderer,
             sampling=self.settings.sampling,
             policy_version=version,
             prefix=prefix,

@@ -16,7 +16,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,11 +98,9 @@ def stir() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def word_customer() -> Iterator[Any]:
-    """The class `WordCustomer`, which recipes may name as ``named_in_recipes.WordCustomer`` meanwhile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        yield importlib.import_module("named_in_recipes").WordCustomer
+def word_customer() -> Any:
+    """The class `WordCustomer`, which recipes name as ``named_in_recipes.WordCustomer``."""
+    return importlib.import_module("named_in_recipes").WordCustomer
 
 
 @pytest.fixture(scope="session")

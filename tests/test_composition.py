@@ -280,6 +280,17 @@ def test_a_mistake_is_one_line(here: Path, recipe: str, override: str, said: lis
 
 
 @pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model.dtype=nf4", "model.dtype nf4 has weights that trainer.strategy fsdp cannot shard"),
+        ("trainer.micro_batch=auto", "trainer.micro_batch auto measures each process by itself"),
+    ],
+)
+def test_what_cannot_be_sharded_is_one_line(word: str, said: str) -> None:
+    assert said in message("shop", "trainer=fsdp", word)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("defaults: [shop, _self_]\npolicy: {clipp: 3}\n", ["policy.clipp in mine.yaml", "policy.clip?"]),

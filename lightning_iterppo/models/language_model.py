@@ -193,8 +193,7 @@ class LanguageModel(nn.Module):
             self.model.set_adapter(name)  # type: ignore[operator]
         elif name != self.active:
             live = list(self.causal_lm.parameters())
-            if name not in self._stored:
-                self._stored[name] = [p.detach().clone() for p in live]
+            self.make_room(name)
             self._stored[self.active] = [p.data for p in live]
             for parameter, tensor in zip(live, self._stored.pop(name), strict=True):
                 parameter.data = tensor
@@ -217,12 +216,7 @@ class LanguageModel(nn.Module):
         """
         if not self.lora:
             raise ConfigError("trainer.strategy fsdp shards frozen weights, but model.adaptation is full: take lora")
-        self._sharding = Sharding([*self._passes.own_parts(), *heads], mesh)
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the layers are in shards."""
-        return self._sharding is not None
+        self._sharding = Sharding([*self._passes.in_step(), *heads], mesh)
 
     def whole(self) -> AbstractContextManager[None]:
         """Within it weights in shards are whole, see `Sharding.whole`; nothing otherwise."""
@@ -236,7 +230,7 @@ class LanguageModel(nn.Module):
             peft.add_adapter(name, peft.peft_config[POLICY])
             self.activate(self.active)  # peft makes what is new trainable
         else:
-            self._stored[name] = [tensor.clone() for tensor in self.variant_tensors(self.active).values()]
+            self.make_room(name)
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:

@@ -109,8 +109,8 @@ class Passes:
         # Whose features a tree holds. An object and not id(self), which a later model can have again.
         self._owner = object()
 
-    def own_parts(self) -> list[nn.Module]:
-        """The layers, for who divides them among processes; every process's passes are the same from then on.
+    def in_step(self) -> list[nn.Module]:
+        """Makes passes over as many rows the same on every process from now on, and gives the layers to be shared.
 
         Raises:
             ConfigError: the model has none of the usual kind.

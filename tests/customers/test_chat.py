@@ -7,11 +7,11 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from json_server import JsonServer
 
 from lightning_iterppo.collection import collect
 from lightning_iterppo.composition import compose
@@ -30,7 +30,7 @@ pytest.importorskip("openai")
 Say = Callable[[dict[str, Any]], Any]
 
 
-class Server:
+class Server(JsonServer):
     """Speaks the chat protocol; ``say`` makes an answer of a request: text, a message, or a status to fail with."""
 
     def __init__(self) -> None:
@@ -39,30 +39,13 @@ class Server:
         self.together = 1  # how many requests wait for each other
         self._all = threading.Condition()
         self.waiting = self.most = 0
-        server = self
+        super().__init__(self._answer)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server._meet()
-                server.asked.append({"path": self.path, **request})
-                said = server.say(request)
-                status = said if isinstance(said, int) else 200
-                content = {"error": {"message": "busy"}} if isinstance(said, int) else _form(said)
-                body = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+    def _answer(self, path: str, request: Any) -> tuple[int, Any]:
+        self._meet()
+        self.asked.append({"path": path, **request})
+        said = self.say(request)
+        return (said, {"error": {"message": "busy"}}) if isinstance(said, int) else (200, _form(said))
 
     def _meet(self) -> None:
         with self._all:
@@ -71,10 +54,6 @@ class Server:
             self._all.notify_all()
             self._all.wait_for(lambda: self.most >= self.together, timeout=10)
             self.waiting -= 1
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
 
 
 def _form(said: Any) -> dict[str, Any]:

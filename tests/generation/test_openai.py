@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from json_server import JsonServer
 from transformers import AutoModelForCausalLM
 
 from lightning_iterppo.behaviour import action_log_ratios
@@ -35,7 +34,7 @@ pytest.importorskip("openai")
 Make = Callable[..., Any]
 
 
-class Server:
+class Server(JsonServer):
     """Samples from a tiny model of its own, with the adapter that a request names or the weights of a directory."""
 
     def __init__(self, model: LanguageModel) -> None:
@@ -43,41 +42,20 @@ class Server:
         self.renderer = ChatRenderer(model.tokenizer)
         self.adapters: dict[str, Path] = {}
         self.log: list[tuple[str, str]] = []  # what was loaded, unloaded and asked, in order
+        self.requests: list[dict[str, Any]] = []  # for completions
         self.off = 0.0  # what is added to every log-probability
         self.silent = False  # says no token ids and no log-probabilities
         self.refuses: str | None = None
         self._one = threading.Lock()
-        server = self
+        super().__init__(self._answer)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._answer({"object": "list", "data": [{"id": name, "object": "model"} for name in server.adapters]})
-
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with server._one:
-                    if server.refuses is not None and server.refuses in self.path:
-                        self._answer({"error": {"message": "no room for it"}}, 400)
-                    elif self.path == "/v1/completions":
-                        self._answer(server.complete(request))
-                    else:
-                        self._answer(server.change(self.path, request))
-
-            def _answer(self, content: Any, status: int = 200) -> None:
-                body = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
-        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+    def _answer(self, path: str, request: Any) -> tuple[int, Any]:
+        if request is None:
+            return 200, {"object": "list", "data": [{"id": name, "object": "model"} for name in self.adapters]}
+        with self._one:
+            if self.refuses is not None and self.refuses in path:
+                return 400, {"error": {"message": "no room for it"}}
+            return 200, self.complete(request) if path == "/v1/completions" else self.change(path, request)
 
     def change(self, path: str, request: dict[str, Any]) -> Any:
         name = request["lora_name"]
@@ -91,6 +69,7 @@ class Server:
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         name = request["model"]
         self.log.append(("complete", name))
+        self.requests.append(request)
         if name in self.adapters:
             self.model.load_variant(POLICY, self.adapters[name])
         else:
@@ -108,10 +87,6 @@ class Server:
             choice["token_ids"] = list(said.token_ids)
             choice["logprobs"] = {"token_logprobs": [each + self.off for each in said.logprobs], "tokens": []}
         return {"id": "1", "object": "text_completion", "created": 1, "model": name, "choices": [choice]}
-
-    def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
 
 
 @pytest.fixture
@@ -169,6 +144,27 @@ def test_every_iteration_is_collected_with_the_weights_it_begins_with(
     made = read_conversations(tmp_path / "run" / "conversations" / "iteration-001.jsonl")
     assert {t.suggestion.policy_version for c in made for t in c.turns if t.suggestion} == {"iteration-001"}
     assert loop.metrics["engine/difference_mean"] == summary.engine["after"]["difference_mean"]
+
+
+def test_a_request_says_what_the_recipe_says(make_loop: Make, start: Callable[[str], Server]) -> None:
+    server = start("lora")
+    options = {"return_token_ids": True}
+    loop = served_loop(make_loop, "lora", server, how={**ADAPTERS, "stop_token_ids": True, "options": options})
+    loop.talk(6, "collect", training=True)
+    stop = loop.renderer.stop_token_id
+    for request in server.requests:
+        assert all(isinstance(token, int) for token in request["prompt"])
+        said = {key: request[key] for key in ("max_tokens", "temperature", "top_p", "logprobs", "stop_token_ids")}
+        assert said == {"max_tokens": 3, "temperature": 1, "top_p": 1, "logprobs": 1, "stop_token_ids": [stop]}
+        assert request["return_token_ids"] is True
+    seeds = [request["seed"] for request in server.requests]
+    assert len(set(seeds)) == len(seeds)
+    server.requests.clear()
+    plain = served_loop(make_loop, "lora", server, how={**ADAPTERS, "token_prompts": False, "logprobs": False})
+    plain.talk(6, "collect", training=True)
+    assert all(isinstance(request["prompt"], str) for request in server.requests)
+    assert not any({"logprobs", "stop_token_ids"} & set(request) for request in server.requests)
+    assert set(seeds) == {request["seed"] for request in server.requests}  # by the run's seed
 
 
 def test_what_a_server_does_not_say_is_computed_by_the_trainers_weights(

@@ -58,7 +58,6 @@ def test_a_step_and_what_is_sampled_afterwards_are_those_of_whole_weights(
         model, head = make_language_model(kind), ScalarHead(32)
         if sharded:
             model.shard(mesh, heads=[head])
-            assert model.sharded
             assert all(isinstance(tensor, DTensor) for tensor in model.variant_tensors(POLICY).values())
         step(model, head)
         model.copy(POLICY, ANCHOR)
