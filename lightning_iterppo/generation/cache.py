@@ -17,7 +17,10 @@ _STEP = 64  # room is made in multiples of this
 
 
 class SlotLayer(DynamicLayer):
-    """One layer's keys and values, (rows, slots, heads, width); transformers' own copies all on every token.
+    """One layer's keys and values, (rows, heads, slots, width); transformers' own copies all on every token.
+
+    A head's slots lie one behind the other, which is how attention reads them: a quarter faster on a processor than
+    with the heads of a slot side by side, in which a new token would be written in one piece.
 
     `SlotCache.extend` says where the next tokens go (``places``), how many slots are in use then (``stop``) and for how
     many there should be room.
@@ -36,16 +39,13 @@ class SlotLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.key_buffer is None or self.value_buffer is None:
-            self.key_buffer, self.value_buffer = (
-                key_states[:, :, :0].transpose(1, 2),
-                value_states[:, :, :0].transpose(1, 2),
-            )
+            self.key_buffer, self.value_buffer = key_states[:, :, :0], value_states[:, :, :0]
         self.key_buffer, self.value_buffer = _grown(self.key_buffer, self.room), _grown(self.value_buffer, self.room)
         assert self.places is not None
-        self.key_buffer[self.places] = key_states.transpose(1, 2)
-        self.value_buffer[self.places] = value_states.transpose(1, 2)
-        self.keys = self.key_buffer[:, : self.stop].transpose(1, 2)
-        self.values = self.value_buffer[:, : self.stop].transpose(1, 2)
+        self.key_buffer.transpose(1, 2)[self.places] = key_states.transpose(1, 2)
+        self.value_buffer.transpose(1, 2)[self.places] = value_states.transpose(1, 2)
+        self.keys = self.key_buffer[:, :, : self.stop]
+        self.values = self.value_buffer[:, :, : self.stop]
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -57,8 +57,8 @@ class SlotLayer(DynamicLayer):
         other = SlotLayer()
         assert self.key_buffer is not None and self.value_buffer is not None
         other.lazy_initialization(self.key_buffer, self.value_buffer)
-        other.key_buffer = self.key_buffer[:, :room].index_select(0, rows)
-        other.value_buffer = self.value_buffer[:, :room].index_select(0, rows)
+        other.key_buffer = self.key_buffer[:, :, :room].index_select(0, rows)
+        other.value_buffer = self.value_buffer[:, :, :room].index_select(0, rows)
         return other
 
     def put(
@@ -70,18 +70,18 @@ class SlotLayer(DynamicLayer):
         self.key_buffer, self.value_buffer = _grown(self.key_buffer, room), _grown(self.value_buffer, room)
         # Row by row: an indexed copy takes four times as long on a processor.
         for row, place in zip(rows, source, strict=True):
-            self.key_buffer[row, since:stop] = other.key_buffer[place, since:stop]
-            self.value_buffer[row, since:stop] = other.value_buffer[place, since:stop]
+            self.key_buffer[row, :, since:stop] = other.key_buffer[place, :, since:stop]
+            self.value_buffer[row, :, since:stop] = other.value_buffer[place, :, since:stop]
 
 
 def _grown(buffer: Tensor, room: int) -> Tensor:
     """The buffer with room for so many slots."""
-    rows, slots, heads, width = buffer.shape
+    rows, heads, slots, width = buffer.shape
     if slots >= room:
         return buffer
     # Zeros, not what memory held: a stale slot is masked out, but 0 times a NaN would still be a NaN.
-    larger = buffer.new_zeros(rows, room, heads, width)
-    larger[:, :slots] = buffer
+    larger = buffer.new_zeros(rows, heads, room, width)
+    larger[:, :, :slots] = buffer
     return larger
 
 

@@ -46,6 +46,13 @@ class _FoldedLinear(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
+def _beside(x: Tensor, weight: Tensor, bias: Tensor | None, low: _Low) -> tuple[Tensor, Tensor, Tensor]:
+    """The output (…, out), the input as (tokens, in), and what A makes of it, (tokens, rank)."""
+    flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+    inner = flat @ low.down.T
+    return F.linear(flat, weight, bias).addmm_(inner, low.scaled_up.T).view(*x.shape[:-1], -1), flat, inner
+
+
 class _BesideLinear(torch.autograd.Function):
     """``F.linear(x, W, bias) + s·(x Aᵀ) Bᵀ`` in W's type, differentiable in x, A and B."""
 
@@ -53,11 +60,10 @@ class _BesideLinear(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, low: _Low, scale: float
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)  # (tokens, in)
-        inner = flat @ low.down.T  # (tokens, rank)
+        output, flat, inner = _beside(x, weight, bias, low)
         ctx.save_for_backward(flat, inner, weight, down, up)
         ctx.low, ctx.scale, ctx.like = low, scale, x
-        return F.linear(flat, weight, bias).addmm_(inner, low.scaled_up.T).view(*x.shape[:-1], -1)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -103,8 +109,10 @@ class _FoldableLinear(LoraLinear):
         """(…, in) to (…, out)."""
         if self.fold is None:
             return super().forward(x, *args, **kwargs)
-        fold, base = self.fold, self.get_base_layer()
+        fold, base = self.fold, cast(nn.Linear, self.get_base_layer())
         if fold.low is not None:
+            if not torch.is_grad_enabled():
+                return _beside(x, base.weight, base.bias, fold.low)[0]
             arguments = (x, base.weight, base.bias, fold.down, fold.up, fold.low, fold.scale)
             return _BesideLinear.apply(*arguments)  # type: ignore[no-untyped-call]
         return _FoldedLinear.apply(x, fold.folded, base.bias, fold.down, fold.up, fold.scale)  # type: ignore[no-untyped-call]
