@@ -103,7 +103,8 @@ def others() -> list[str]:
             rows.append(row(what, rate, spread(*times), f"≥ {goal:g} ×", times[0] >= goal))
     if cost := collect.get("cost"):
         own = cost["lightning-iterppo"]
-        for turn, seconds, times in zip(cost["turns"], own["seconds"], own["times_the_first"], strict=True):
+        later = zip(cost["turns"][1:], own["seconds"][1:], own["times_the_first"][1:], strict=True)
+        for turn, seconds, times in later:
             what = f"a turn at turn {turn} over turn {cost['turns'][0]}"
             rows.append(row(what, f"{seconds:.2f} s", f"{times:.2f} ×", "≤ 1.3 ×", times <= 1.3))
     if memory := read("critic_memory"):
@@ -129,7 +130,7 @@ def origins() -> list[str]:
                 f"- `{part['command']}`: {part['date'][:10]}, {machine['processor']}, {machine['cores']} cores, "
                 f"torch {machine['torch']}"
             )
-    return lines
+    return list(dict.fromkeys(lines))  # one command may have measured several parts
 
 
 def table() -> str:
