@@ -2,8 +2,8 @@
 
 With LoRA every variant is an adapter. With full fine-tuning a variant is a set of weights that takes the place of the
 module's own while it is in use (`WeightSets`); it is made on first use only. Either way the rest of the library says
-`using("anchor")` and does not ask which it is. Where weights are in shards it says `whole` after it: all processes change
-the variant together, and put one together at a time.
+`using("anchor")` and does not ask which it is. Where weights are in shards it says `whole` after it: all processes
+change the variant together, and put one together at a time.
 """
 
 from __future__ import annotations
@@ -306,7 +306,9 @@ class LanguageModel(nn.Module):
         The weights and the variant in use must not change within it. `hidden` does it by itself; it is for whoever runs
         the trunk many times over, as generation does.
         """
-        return nullcontext() if self._folding is None else self._folding.folded(self.active)
+        # In shards a layer may happen to be whole, but not each time that a pass is computed.
+        in_shards = self._sharding is not None and not self._sharding.is_whole
+        return nullcontext() if self._folding is None or in_shards else self._folding.folded(self.active)
 
     def grouped(self) -> AbstractContextManager[None]:
         """Within it, passes with a mask share keys and values between the heads of a group without copies of them."""

@@ -33,6 +33,7 @@ class Sharding:
     def __init__(self, modules: Sequence[nn.Module], mesh: DeviceMesh, around: nn.Module | None = None) -> None:
         for module in modules:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            module.register_forward_hook(self._computed)
         self._modules = [cast(FSDPModule, module) for module in modules]
         self._around = None if around is None else _shard_around(around, mesh)
         self._depth = 0
@@ -51,6 +52,14 @@ class Sharding:
             return part
         run: Callable[..., Any] = getattr(self._around, _PASS)
         return lambda *args, **kwargs: run(part, *args, **kwargs)
+
+    def _computed(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Lets go of what is computed once more within a backward pass, which puts it together again when it needs it.
+
+        FSDP keeps it there: of rows that are computed again (`MicroBatches`) all layers would be whole together.
+        """
+        if torch._C._current_graph_task_id() != -1 and not self.is_whole:
+            cast(FSDPModule, module).reshard()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -120,9 +129,9 @@ def exchange(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in the host's memory, for files. What is in shards is put together, tensor by tensor, for the first process.
+    """Copies in the host's memory, for files. What is in shards is put together for the first process.
 
-    All processes do it then; the others get nothing of what is in shards.
+    Tensor by tensor, and all processes do it then; the others get nothing of what is in shards.
     """
     found = {}
     for key, tensor in tensors.items():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -114,6 +116,25 @@ def test_a_step_that_computes_layers_twice_is_the_same_step_in_shards(
             step(model, head, rows=rows)
         found.append(on_host(model.variant_tensors(POLICY)) | on_host(head.tensors()))
     close(found[1], found[0])
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_layers_of_rows_that_are_computed_again_are_not_whole_together(
+    kind: str, make_language_model: Make, mesh: DeviceMesh
+) -> None:
+    model, computed = make_language_model(kind), []
+    model.shard(mesh)
+    tree = batch(model)
+    nothing = torch.zeros(len(tree.action_rows))
+    layers = cast(nn.ModuleList, model.trunk.layers)
+
+    def part(group: TurnBatch) -> torch.Tensor:
+        hidden = model.hidden(group.tree)
+        computed.append([type(next(layer.parameters()).data) for layer in layers])
+        return hidden.square().sum()
+
+    MicroBatches(1).total(model, TurnBatch(tree, nothing, nothing), part).backward()
+    assert computed == [[DTensor, DTensor]] * 3  # both rows, and the first one once more
 
 
 @pytest.mark.parametrize("tied", [True, False])
