@@ -56,9 +56,11 @@ class Sharding:
     def _computed(self, module: nn.Module, args: Any, output: Any) -> None:
         """Lets go of what is computed once more within a backward pass, which puts it together again when it needs it.
 
-        FSDP keeps it there: of rows that are computed again (`MicroBatches`) all layers would be whole together.
+        FSDP keeps it there: of rows that are computed again (`MicroBatches`) all layers would be whole together. What
+        is whole until the end of the pass is what gradients end in.
         """
-        if torch._C._current_graph_task_id() != -1 and not self.is_whole:
+        ends = _has_gradients(output) and not _has_gradients(args)
+        if torch._C._current_graph_task_id() != -1 and not ends and not self.is_whole:
             cast(FSDPModule, module).reshard()
 
     @contextmanager
@@ -83,6 +85,11 @@ class Sharding:
                     module.set_reshard_after_forward(True)
                 for module in everything:
                     module.reshard()
+
+
+def _has_gradients(values: Any) -> bool:
+    each = values if isinstance(values, tuple) else (values,)
+    return any(isinstance(value, Tensor) and value.requires_grad for value in each)
 
 
 def _shard_around(module: nn.Module, mesh: DeviceMesh) -> FSDPModule:
