@@ -134,7 +134,7 @@ def test_layers_of_rows_that_are_computed_again_are_not_whole_together(
         return hidden.square().sum()
 
     MicroBatches(1).total(model, TurnBatch(tree, nothing, nothing), part).backward()
-    # Both rows, and the first one once more. Nothing below the first layer has gradients with LoRA: it stays till the end.
+    # Both rows, and the first one once more. With LoRA gradients end in the lowest layer, which stays till the end.
     lowest = DTensor if kind == "full" else torch.Tensor
     assert computed == [[DTensor, DTensor], [DTensor, DTensor], [lowest, DTensor]]
 
