@@ -20,7 +20,7 @@ def _passes(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Some trees at a time: which, and of all their actions' tokens log-probability and mask, (actions, response)."""
     order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
-    with evaluating(model), model.whole(), model.using(variant):
+    with evaluating(model), model.using(variant), model.whole():
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             batch = collate_trees([trees[index] for index in chosen], model.pad_token_id).to(model.device)

@@ -185,10 +185,6 @@ def validate(recipe: Recipe) -> None:
             f"model.scratch.hidden_size is {scratch.hidden_size}, but it must be a multiple of twice the heads "
             f"({2 * scratch.heads})"
         )
-    if recipe.trainer.strategy == "fsdp" and recipe.model.adaptation.kind == "full":
-        raise ConfigError(
-            "trainer.strategy fsdp shards frozen weights and adapters, but model.adaptation is full: take lora, or ddp"
-        )
     if recipe.trainer.strategy == "fsdp" and recipe.model.dtype == "nf4":
         raise ConfigError("model.dtype nf4 has weights that trainer.strategy fsdp cannot shard: take bfloat16, or ddp")
     _validate_trainer(recipe.trainer)
@@ -204,8 +200,8 @@ def _validate_trainer(trainer: TrainerConfig) -> None:
     name = str(strategy.get("_target_")) if isinstance(strategy, dict) else str(strategy)
     if name != "fsdp" and any(sharded in name.lower() for sharded in ("fsdp", "deepspeed", "modelparallel")):
         raise ConfigError(
-            f"trainer.strategy is {name}, which shards the weights in its own way: take fsdp, which shards frozen "
-            "weights and adapters, or ddp"
+            f"trainer.strategy is {name}, which shards the weights in its own way: take fsdp, which shards them in the "
+            "library's, or ddp"
         )
     if name == "fsdp" and trainer.micro_batch == "auto":
         raise ConfigError(

@@ -96,6 +96,7 @@ class QCritic(FittedModule):
         self.held_out_returns = CatMetric()
         self.held_out_losses = CatMetric()
         self.figures: dict[str, float | None] = {}
+        self._newest: dict[str, float | None] | None = None
         self._best: tuple[float, dict[str, float | None], dict[str, Tensor], dict[str, Tensor]] | None = None
 
     # -- the value -----------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ class QCritic(FittedModule):
         """Q of every action as `score` gives it, and V of the state that it was taken in; None before `fit_states`."""
         found: list[list[tuple[float, float | None]]] = [[] for _ in trees]
         order = sorted(range(len(trees)), key=lambda index: len(trees[index]))
-        with evaluating(self), self.model.whole(), self.model.using(CRITIC):
+        with evaluating(self), self.model.using(CRITIC), self.model.whole():
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
@@ -171,7 +172,7 @@ class QCritic(FittedModule):
             ValueError: there is no batch.
         """
         parts: list[ActionFeatures] = []
-        with evaluating(self), self.model.whole(), self.model.using(CRITIC):
+        with evaluating(self), self.model.using(CRITIC), self.model.whole():
             for batch in batches:
                 tree = batch.tree.to(self.model.device)
                 hidden = self._hidden(tree)
@@ -259,7 +260,7 @@ class QCritic(FittedModule):
         self.held_out_losses.update(self.objective.losses(outputs, batch.returns))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the held-out figures, of all processes, and remembers the weights when they are the best so far."""
+        """Logs the held-out figures, of all processes."""
         held_out = (self.held_out_values, self.held_out_returns, self.held_out_losses)
         values, returns, losses = (metric.compute() for metric in held_out)
         figures = calibration_figures(values, returns, losses, probability=self.objective.probability)
@@ -272,6 +273,14 @@ class QCritic(FittedModule):
             return
         if self.trainer.state.fn == "validate":
             self.figures = figures
+            return
+        self._newest = figures
+
+    def on_validation_end(self) -> None:
+        """Remembers the weights when they are the best so far: in shards again, where they are divided."""
+        super().on_validation_end()
+        figures, self._newest = self._newest, None
+        if figures is None:
             return
         loss = figures["loss"]
         assert loss is not None, "a mean of at least one turn"

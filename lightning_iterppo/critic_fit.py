@@ -23,6 +23,7 @@ from lightning_iterppo.data.views import select
 from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.functional.objectives import HLGauss
 from lightning_iterppo.functional.returns import lambda_returns
+from lightning_iterppo.models.language_model import CRITIC
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import Segment, TokenTree
 from lightning_iterppo.phase import PhaseTools
@@ -201,7 +202,8 @@ class CriticFit:
         """Of all processes' shares of conversations with known outcomes; None when there are none."""
         own = conversations[rank() :: world_size()]
         found = []
-        with self.critic.model.whole():  # on those processes too that have nothing to read
+        model = self.critic.model
+        with model.using(CRITIC), model.whole():  # on those processes too that have nothing to read
             if own:
                 data = self._with_features(
                     TurnDataModule(

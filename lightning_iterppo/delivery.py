@@ -50,7 +50,7 @@ class Delivery:
         Raises:
             EngineError: the server cannot be reached, or refuses.
         """
-        with self.model.whole():
+        with self.model.using(POLICY), self.model.whole():
             return self._deliver()
 
     def _deliver(self) -> PolicyFiles:

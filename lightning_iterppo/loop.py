@@ -168,9 +168,7 @@ class IterativePPOLoop:
         if self.run_dir is None:
             raise ValueError("this loop has no run directory to write a checkpoint to")
         path = self.run_dir.checkpoint(iteration)
-        with self.language_model.whole():
-            if self.is_main:
-                save_checkpoint(path, self.language_model, self.policy, self.critic)
+        save_checkpoint(path, self.language_model, self.policy, self.critic)
         barrier()
         return path
 
@@ -403,9 +401,10 @@ class IterativePPOLoop:
     def save(self) -> None:
         """Writes the state and `summary.json`."""
         if self.run_dir is not None:
-            with self.language_model.whole():
-                if self.is_main:
-                    self.run_dir.save_state(self.state_dict())
+            # Weights in shards are put together by all for the first one.
+            state = self.state_dict() if self.is_main or self.language_model.sharded else {}
+            if self.is_main:
+                self.run_dir.save_state(state)
         self._write_summary()
         barrier()
 

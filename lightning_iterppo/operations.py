@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -151,11 +152,10 @@ def fit_critic(
     loop = build_loop(without_logs(config), kept=False)
     _start_from(loop, policy)
     figures = loop.fit_critic_only(logs, held)
-    with loop.language_model.whole():
-        if rank() == 0:
-            with replace_directory(output) as directory:
-                save_critic(directory, loop.language_model, loop.critic)
-                write_text_atomically(directory / CRITIC_RECIPE, recipe)
+    with replace_directory(output) if rank() == 0 else nullcontext() as directory:
+        save_critic(directory, loop.language_model, loop.critic)
+        if directory is not None:
+            write_text_atomically(directory / CRITIC_RECIPE, recipe)
     return {"critic": str(output), **figures}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +21,19 @@ from lightning_iterppo.micro_batches import MicroBatches, MicroBatchSize
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, LanguageModel
 from lightning_iterppo.models.modes import evaluating
-from lightning_iterppo.models.tree import collate_trees
+from lightning_iterppo.models.tree import TreeBatch, collate_trees
 from lightning_iterppo.optimization import adamw
 
 LoggedRatio = Literal["anchor", "round"]
+
+
+class _Read(NamedTuple):
+    """Of every response's tokens, (batch, response): the policy's, and which of them are there."""
+
+    logprobs: Tensor
+    entropies: Tensor
+    values: Tensor
+    mask: Tensor
 
 
 class PPOPolicy(FittedModule):
@@ -156,55 +165,66 @@ class PPOPolicy(FittedModule):
         sums = torch.zeros(5, dtype=torch.float64)  # fresh responses, their tokens, KL to anchor, to reference, entropy
         rewards = 0.0
         order = sorted(range(len(trees)), key=lambda index: len(trees[index].tree))
-        with evaluating(self), self.model.whole():
-            for start in range(0, len(order), rows):
-                chosen = [trees[i] for i in order[start : start + rows]]
-                batch = collate_trees([item.tree for item in chosen], self.model.pad_token_id).to(self.model.device)
-                with self.model.using(POLICY):
-                    logprobs, entropies, predicting = self.model.response_logprobs(self.model.hidden(batch), batch)
-                    values = self.value_head(predicting)
-                anchor = logprobs
-                if not at_anchor:
-                    with self.model.using(ANCHOR):
-                        anchor = self.model.response_logprobs(self.model.hidden(batch), batch)[0]
-                reference = torch.zeros_like(anchor)
-                if with_reference:
-                    with self.model.using(REFERENCE):
-                        reference = self.model.response_logprobs(self.model.hidden(batch), batch)[0]
-                mask = batch.action_mask
-                fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
-                reward = torch.tensor(
-                    [r - b for item in chosen for r, b in zip(item.rewards, item.baselines, strict=True)],
-                    dtype=values.dtype,
-                    device=mask.device,
-                )
-                last = mask.sum(dim=1) - 1
-                token_rewards = torch.zeros_like(values)
-                token_rewards[torch.arange(len(last), device=mask.device), last] = reward  # (batch, response)
-                advantages, returns = gae(token_rewards, values, mask, gamma=1.0, lam=self.gae_lambda)
-                old = torch.where(fresh[:, None], logprobs, anchor)
-                if self.logged_ratio == "round":
-                    old = logprobs
-                drawn = mask & fresh[:, None]
-                sums += torch.stack(
-                    [
-                        fresh.sum(),
-                        drawn.sum(),
-                        (kl_k3(logprobs, anchor) * drawn).sum(),
-                        (kl_k3(logprobs, reference) * drawn).sum(),
-                        (entropies * drawn).sum(),
-                    ]
-                ).to("cpu", torch.float64)
-                rewards += sum(r for item in chosen for r, f in zip(item.rewards, item.fresh, strict=True) if f)
-                prepared += _by_tree(chosen, mask, old, values, anchor, reference, advantages, returns)
-                if on_batch is not None:
-                    on_batch(sum(len(item.tree) for item in chosen))
+        groups = [[trees[i] for i in order[start : start + rows]] for start in range(0, len(order), rows)]
+        # A variant after the other: weights in shards are put together once for each.
+        with evaluating(self):
+            read = self._read(groups, on_batch)
+            anchors = [each.logprobs for each in read] if at_anchor else self._logprobs(ANCHOR, groups)
+            references = self._logprobs(REFERENCE, groups) if with_reference else [None] * len(groups)
+        for chosen, each, anchor, known in zip(groups, read, anchors, references, strict=True):
+            logprobs, values, mask = each.logprobs, each.values, each.mask
+            reference = torch.zeros_like(anchor) if known is None else known
+            fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
+            reward = torch.tensor(
+                [r - b for item in chosen for r, b in zip(item.rewards, item.baselines, strict=True)],
+                dtype=values.dtype,
+                device=mask.device,
+            )
+            last = mask.sum(dim=1) - 1
+            token_rewards = torch.zeros_like(values)
+            token_rewards[torch.arange(len(last), device=mask.device), last] = reward  # (batch, response)
+            advantages, returns = gae(token_rewards, values, mask, gamma=1.0, lam=self.gae_lambda)
+            old = torch.where(fresh[:, None], logprobs, anchor)
+            if self.logged_ratio == "round":
+                old = logprobs
+            drawn = mask & fresh[:, None]
+            sums += torch.stack(
+                [
+                    fresh.sum(),
+                    drawn.sum(),
+                    (kl_k3(logprobs, anchor) * drawn).sum(),
+                    (kl_k3(logprobs, reference) * drawn).sum(),
+                    (each.entropies * drawn).sum(),
+                ]
+            ).to("cpu", torch.float64)
+            rewards += sum(r for item in chosen for r, f in zip(item.rewards, item.fresh, strict=True) if f)
+            prepared += _by_tree(chosen, mask, old, values, anchor, reference, advantages, returns)
         if self.whiten:
             self._whiten(prepared)
         for index, item in zip(order, prepared, strict=True):
             self._weigh(item, trees[index].log_ratios)
         self._measure(torch.cat([sums, torch.tensor([rewards], dtype=torch.float64)]), with_reference)
         return prepared
+
+    def _batch(self, chosen: Sequence[ScoredTree]) -> TreeBatch:
+        return collate_trees([item.tree for item in chosen], self.model.pad_token_id).to(self.model.device)
+
+    def _read(self, groups: Sequence[Sequence[ScoredTree]], on_batch: Callable[[int], None] | None) -> list[_Read]:
+        """What the policy as it is, and the value head, say of groups of trees, a pass each."""
+        found = []
+        with self.model.using(POLICY), self.model.whole():
+            for chosen in groups:
+                batch = self._batch(chosen)
+                logprobs, entropies, predicting = self.model.response_logprobs(self.model.hidden(batch), batch)
+                found.append(_Read(logprobs, entropies, self.value_head(predicting), batch.action_mask))
+                if on_batch is not None:
+                    on_batch(sum(len(item.tree) for item in chosen))
+        return found
+
+    def _logprobs(self, variant: str, groups: Sequence[Sequence[ScoredTree]]) -> list[Tensor]:
+        with self.model.using(variant), self.model.whole():
+            batches = map(self._batch, groups)
+            return [self.model.response_logprobs(self.model.hidden(batch), batch)[0] for batch in batches]
 
     def _whiten(self, prepared: list[PreparedTree]) -> None:
         """Scales advantages over the whole round and all processes."""

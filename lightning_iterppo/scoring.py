@@ -50,7 +50,7 @@ def states_in_windows(
         lengths = [len(tree) for tree in held]
         order = sorted(range(len(held)), key=lengths.__getitem__)
         found: list[list[tuple[float, float | None]]] = [[] for _ in held]
-        with critic.model.using(CRITIC):
+        with critic.model.using(CRITIC), critic.model.whole():
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 values = critic.score_states([held[index] for index in chosen], rows=rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,30 @@ from lightning_iterppo.errors import RunDirectoryError
 from lightning_iterppo.files import replace_directory
 from lightning_iterppo.models.heads import ScalarHead
 from lightning_iterppo.models.language_model import CRITIC, POLICY, REFERENCE, LanguageModel
-from lightning_iterppo.models.sharding import put
+from lightning_iterppo.models.sharding import on_host, put
 from lightning_iterppo.policy import PPOPolicy
+from lightning_iterppo.trainer import rank
 
 HEAD, STATE_HEAD = "head.safetensors", "state_head.safetensors"
 
 
-def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
-
-
 def save_checkpoint(path: Path, model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> None:
-    """Writes ``policy/`` and ``critic/``, Hugging Face layouts, all or nothing."""
-    with replace_directory(path) as directory:
-        model.save_variant(POLICY, directory / "policy")
-        save_critic(directory / "critic", model, critic)
+    """Writes ``policy/`` and ``critic/``, Hugging Face layouts, all or nothing.
+
+    The first process writes; with weights in shards all of them do this together.
+    """
+    with replace_directory(path) if rank() == 0 else nullcontext() as directory:
+        model.save_variant(POLICY, None if directory is None else directory / "policy")
+        save_critic(None if directory is None else directory / "critic", model, critic)
 
 
-def save_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
-    """The critic's trunk and head, and its head of states where there is one."""
+def save_critic(directory: Path | None, model: LanguageModel, critic: QCritic) -> None:
+    """The critic's trunk and head, and its head of states where there is one; as `LanguageModel.save_variant`."""
     model.save_variant(CRITIC, directory)
-    save_file(_on_host(critic.head.tensors()), directory / HEAD)
-    if critic.state_head is not None:
-        save_file(_on_host(critic.state_head.tensors()), directory / STATE_HEAD)
+    heads = {HEAD: critic.head, STATE_HEAD: critic.state_head}
+    for name, tensors in {name: on_host(head.tensors()) for name, head in heads.items() if head is not None}.items():
+        if directory is not None:
+            save_file(tensors, directory / name)
 
 
 def load_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
@@ -59,15 +61,18 @@ def load_critic(directory: Path, model: LanguageModel, critic: QCritic) -> None:
 
 
 def module_state(model: LanguageModel, policy: PPOPolicy, critic: QCritic) -> dict[str, Any]:
-    """All weights that training changed. π_k is the policy itself between two improvements, and not kept."""
+    """All weights that training changed. π_k is the policy itself between two improvements, and not kept.
+
+    What is in shards is put together for the first process: all of them do this together then.
+    """
     names = [POLICY, CRITIC]
     if model.lora or policy.kl_reference_coefficient > 0:
         names.append(REFERENCE)
     return {
         "started_from": model.started_from,
-        "variants": {name: _on_host(model.variant_tensors(name)) for name in names},
-        "critic_head": _on_host(critic.head.tensors()),
-        "value_head": _on_host(policy.value_head.tensors()),
+        "variants": {name: on_host(model.variant_tensors(name)) for name in names},
+        "critic_head": on_host(critic.head.tensors()),
+        "value_head": on_host(policy.value_head.tensors()),
         "kl_coefficient": float(policy.kl_coefficient),
         "critic_figures": dict(critic.figures),
     }

@@ -237,7 +237,6 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("shop", "trainer.accelerator=cuda:0", ["trainer.accelerator", "cuda:0", "one of auto, cpu"]),
         ("shop", "trainer.micro_batch=0", ["trainer.micro_batch is 0", "at least 1, auto or null"]),
         ("shop", "trainer.strategy=deepspeed", ["trainer.strategy is deepspeed", "take fsdp"]),
-        ("shop-full", "trainer.strategy=fsdp", ["trainer.strategy fsdp", "model.adaptation is full"]),
         ("shop", "trainer.precision=bf16-true", ["trainer.precision is bf16-true", "32-true, bf16-mixed"]),
         ("shop", "trainer.devices=false", ["trainer.devices"]),
         ("shop", "policy.logged_reward=both", ["policy.logged_reward", "return, q, mix, none"]),

@@ -92,21 +92,25 @@ def test_two_processes_collect_each_conversation_once(tmp_path: Path, kind: str)
 
 
 SHARDED = [
-    *("model/adaptation=lora", "loop.iterations=2", "loop.conversations=24", "loop.evaluation_conversations=0"),
+    *("loop.iterations=2", "loop.conversations=24", "loop.evaluation_conversations=0"),
     *("loop.batch=12", "critic.epochs=2", "policy.rounds=2", "policy.ppo_epochs=1", "warm_start.epochs=1"),
     *("callbacks.progress=null", "model.trim_padding=false"),
 ]
 
 
 def weights(run: Path, part: str) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / "iteration-001" / part / "adapter_model.safetensors")
+    (file,) = (run / "checkpoints" / "iteration-001" / part).glob("*model.safetensors")
+    return load_file(file)
 
 
 @pytest.mark.slow
-def test_weights_in_shards_learn_what_whole_ones_learn(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_weights_in_shards_learn_what_whole_ones_learn(tmp_path: Path, kind: str) -> None:
     """FSDP for real, on two processes of the processor: the same as two whole copies, up to the order of sums."""
     for strategy in ("fsdp-cpu", "ddp-cpu"):
-        done = iterppo(tmp_path, "train", "probe", "-o", strategy, f"trainer={strategy}", *SHARDED)
+        done = iterppo(
+            tmp_path, "train", "probe", "-o", strategy, f"trainer={strategy}", *SHARDED, f"model/adaptation={kind}"
+        )
         assert done.returncode == 0, done.stderr
     shards, whole = (json.loads((tmp_path / s / "summary.json").read_text()) for s in ("fsdp-cpu", "ddp-cpu"))
     for own, other in zip(shards["iterations"], whole["iterations"], strict=True):
@@ -120,8 +124,12 @@ def test_weights_in_shards_learn_what_whole_ones_learn(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_in_shards_that_was_killed_goes_on_and_its_policy_is_one_for_one_process(tmp_path: Path) -> None:
-    words = ["train", "probe", "-o", "run", "trainer=fsdp-cpu", *SHARDED, "loop.iterations=3"]
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_run_in_shards_that_was_killed_goes_on_and_its_policy_is_one_for_one_process(
+    tmp_path: Path, kind: str
+) -> None:
+    adaptation = f"model/adaptation={kind}"
+    words = ["train", "probe", "-o", "run", "trainer=fsdp-cpu", *SHARDED, "loop.iterations=3", adaptation]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [str(Path(sys.executable).with_name("iterppo")), *words]
     summary = tmp_path / "run" / "summary.json"
@@ -138,6 +146,6 @@ def test_a_run_in_shards_that_was_killed_goes_on_and_its_policy_is_one_for_one_p
     resumed = iterppo(tmp_path, "train", "--resume", "run")
     assert resumed.returncode == 0, resumed.stderr
     assert len(json.loads(summary.read_text())["iterations"]) == 3
-    done = iterppo(tmp_path, "evaluate", "probe", "--policy", "run", "-n", "8", "--json", "model/adaptation=lora")
+    done = iterppo(tmp_path, "evaluate", "probe", "--policy", "run", "-n", "8", "--json", adaptation)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["conversations"] == 8

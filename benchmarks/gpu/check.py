@@ -62,19 +62,21 @@ class Check:
 
 
 LORA = "model/adaptation=lora"
+FULL = ("model/adaptation=full", "policy.learning_rate=1e-5", "warm_start.learning_rate=1e-4")
 CHECKS = (
     Check("float32", ("trainer.precision=32-true", "model.dtype=float32")),
     Check("bf16-mixed, weights of bfloat16", ("trainer.precision=bf16-mixed", "model.dtype=bfloat16")),
     Check("QLoRA: weights of 4 bits", (LORA, "trainer.precision=bf16-mixed", "model.dtype=nf4"), needs="bitsandbytes"),
     Check("torch.compile", ("trainer.precision=bf16-mixed", "model.compile=true")),
     Check("checkpointing, micro batches measured", (LORA, "model.checkpointing=true", "trainer.micro_batch=auto")),
-    Check("full fine-tuning", ("model/adaptation=full", "policy.learning_rate=1e-5", "warm_start.learning_rate=1e-4")),
+    Check("full fine-tuning", FULL),
     Check("collecting by vLLM", (LORA, "engine=vllm", f"engine.base_url=http://localhost:{PORT}/v1"), server=True),
     Check(
         "the same, beside the training", (LORA, "engine=vllm", "loop.overlap=true", "loop.iterations=2"), server=True
     ),
     Check("ddp on all devices", ("trainer=ddp",), gpus=2),
     Check("fsdp on all devices", (LORA, "trainer=fsdp"), gpus=2),
+    Check("full fine-tuning by fsdp on all devices", (*FULL, "trainer=fsdp"), gpus=2),
     Check("deepspeed", ("trainer=ddp", "trainer.strategy=deepspeed_stage_2"), refused=True),
 )
 

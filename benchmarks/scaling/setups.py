@@ -45,7 +45,7 @@ class SetUp:
 
 
 def _gpus(count: int, strategy: Strategy, memory: int = 80) -> SetUp:
-    name = {"ddp": f"{count} × {memory} GB, ddp", "fsdp": f"{count} × {memory} GB, fsdp (full: refused as yet)"}
+    name = {"ddp": f"{count} × {memory} GB, ddp", "fsdp": f"{count} × {memory} GB, fsdp"}
     return SetUp(name.get(strategy, f"one GPU of {memory} GB"), memory * 10**9, Devices(count, strategy))
 
 

@@ -32,7 +32,7 @@ def speaking(model: LanguageModel, variant: str = POLICY) -> Iterator[None]:
     An engine does it for every call; whoever makes many short calls does it once around all of them. The weights of the
     variant must not change within it.
     """
-    with evaluating(model), model.whole(), model.using(variant), model.folded():
+    with evaluating(model), model.using(variant), model.whole(), model.folded():
         yield
 
 

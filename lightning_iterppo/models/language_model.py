@@ -1,8 +1,9 @@
 """A causal language model with variants: policy, anchor, reference and critic over one set of base weights.
 
 With LoRA every variant is an adapter. With full fine-tuning a variant is a set of weights that takes the place of the
-module's own while it is in use; it is made on first use only. Either way the rest of the library says `using("anchor")`
-and does not ask which it is.
+module's own while it is in use (`WeightSets`); it is made on first use only. Either way the rest of the library says
+`using("anchor")` and does not ask which it is. Where weights are in shards it says `whole` after it: all processes
+change the variant together, and put one together at a time.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from lightning_iterppo.models.sharding import Sharding
 from lightning_iterppo.models.stacks import plain_stack
 from lightning_iterppo.models.tree import TreeBatch
 from lightning_iterppo.models.variant_files import load_variant, save_variant
+from lightning_iterppo.models.weight_sets import WeightSets
 
 POLICY, ANCHOR, REFERENCE, CRITIC = "policy", "anchor", "reference", "critic"
 VARIANTS = (POLICY, ANCHOR, REFERENCE, CRITIC)
@@ -76,9 +78,9 @@ class LanguageModel(nn.Module):
         #: is not the same function in another, and PPO's ratio must begin at 1. Generation is not in it: it would cast
         #: all weights anew for every token.
         self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._stored: dict[str, list[Tensor]] = {}
         self._names = list(VARIANTS)
         self._sharding: Sharding | None = None
+        self._sets: WeightSets | None = None
         if self.lora:
             config = LoraConfig(
                 r=adaptation.rank,
@@ -103,6 +105,7 @@ class LanguageModel(nn.Module):
                 model = model.float()
             model.requires_grad_(True)
             self.model = model
+            self._sets = WeightSets(model, POLICY)
         self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
         self._folding = Folding(self.model) if self.lora and adaptation.fold else None
         kept = adaptation.keep_features and plain_stack(model.config)
@@ -181,56 +184,69 @@ class LanguageModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
         """Moves the weights of all variants together: `torch.nn.Module.to` only knows those in use."""
-        self._stored = {name: [fn(tensor) for tensor in tensors] for name, tensors in self._stored.items()}
+        if self._sets is not None:
+            self._sets.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def activate(self, name: str) -> None:
-        """Makes ``name`` the variant in use and the only one that trains."""
+        """Makes ``name`` the variant in use and the only one that trains.
+
+        Raises:
+            ValueError: there is no such variant.
+            RuntimeError: all weights train, and those of another variant are whole for a while.
+        """
         if name not in self._names:
             raise ValueError(f"unknown variant {name!r}; there are {', '.join(self._names)}")
-        if self.lora:
+        if self._sets is None:
             self.model.set_adapter(name)  # type: ignore[operator]
-        elif name != self.active:
-            live = list(self.causal_lm.parameters())
-            self.make_room(name)
-            self._stored[self.active] = [p.data for p in live]
-            for parameter, tensor in zip(live, self._stored.pop(name), strict=True):
-                parameter.data = tensor
-        if not self.lora and self.head_weight is not self.causal_lm.get_input_embeddings().weight:
-            # The critic makes no logits: under DDP the others would wait for a gradient that never comes.
-            self.causal_lm.get_output_embeddings().requires_grad_(name != CRITIC)
+        else:
+            self._sets.use(name)
+            if self.head_weight is not self.causal_lm.get_input_embeddings().weight:
+                # The critic makes no logits: under DDP the others would wait for a gradient that never comes.
+                self.causal_lm.get_output_embeddings().requires_grad_(name != CRITIC)
         self.active = name
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are divided among processes."""
+        return self._sharding is not None
 
     def shard(self, mesh: DeviceMesh, heads: Sequence[nn.Module] = ()) -> None:
         """Divides the layers and what is trained beside them among processes, each of which has a part from then on.
 
-        Padding is not trimmed and frozen layers' features are not kept then: both make processes' passes differ.
+        With full fine-tuning embeddings and norms too, and every variant. Padding is not trimmed and frozen layers'
+        features are not kept then: both make processes' passes differ.
 
         Args:
             mesh: the processes, in one dimension.
             heads: modules that train with a variant.
 
         Raises:
-            ConfigError: all weights train, or the model has no layers of transformers' usual kind.
+            ConfigError: the model has no layers of transformers' usual kind.
         """
-        if not self.lora:
-            raise ConfigError("trainer.strategy fsdp shards frozen weights, but model.adaptation is full: take lora")
-        self._sharding = Sharding([*self._passes.in_step(), *heads], mesh)
+        layers = self._passes.in_step()
+        self._sharding = Sharding([*layers, *heads], mesh, around=None if self.lora else self.causal_lm)
+        self._passes.run = self._sharding.through(self.trunk)
+        if self._sets is not None:
+            self._sets.sharding = self._sharding
 
     def whole(self) -> AbstractContextManager[None]:
-        """Within it weights in shards are whole, see `Sharding.whole`; nothing otherwise."""
+        """Within it weights in shards are whole, see `Sharding.whole`; nothing otherwise.
+
+        With full fine-tuning those of the variant in use, which stays the same within.
+        """
         return nullcontext() if self._sharding is None else self._sharding.whole()
 
     def add(self, name: str) -> None:
         """One more variant: the base weights and an adapter that adds nothing, or a copy of all weights as they are."""
         self._names.append(name)
-        if self.lora:
+        if self._sets is None:
             peft = cast(PeftModel, self.model)
             peft.add_adapter(name, peft.peft_config[POLICY])
             self.activate(self.active)  # peft makes what is new trainable
         else:
-            self.make_room(name)
+            self._sets.make_room(name)
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -246,19 +262,14 @@ class LanguageModel(nn.Module):
 
     def variant_tensors(self, name: str) -> dict[str, Tensor]:
         """The weights that make the variant, by name; no copies."""
-        if self.lora:
-            marker = f".{name}."
-            return {
-                key.replace(marker, "."): parameter.data
-                for key, parameter in self.model.named_parameters()
-                if marker in key and ".lora_" in key
-            }
-        names = [key for key, _ in self.causal_lm.named_parameters()]
-        if name == self.active:
-            return {key: parameter.data for key, parameter in self.causal_lm.named_parameters()}
-        if name not in self._stored:
-            return self.variant_tensors(self.active)
-        return dict(zip(names, self._stored[name], strict=True))
+        if self._sets is not None:
+            return self._sets.tensors(name)
+        marker = f".{name}."
+        return {
+            key.replace(marker, "."): parameter.data
+            for key, parameter in self.model.named_parameters()
+            if marker in key and ".lora_" in key
+        }
 
     def copy(self, source: str, target: str) -> None:
         """Makes ``target`` equal to ``source``."""
@@ -266,22 +277,22 @@ class LanguageModel(nn.Module):
             return
         if self._sharding is not None and self._sharding.is_whole:
             raise RuntimeError("what is written into weights that are whole for a while is lost")
-        if not self.lora and target not in self._stored and target != self.active:
-            self._stored[target] = [tensor.clone() for tensor in self.variant_tensors(source).values()]
+        if self._sets is not None:
+            self._sets.copy(source, target)
             return
         destination = self.variant_tensors(target)
         for key, tensor in self.variant_tensors(source).items():
             destination[key].copy_(tensor)
 
     def make_room(self, name: str) -> None:
-        """Gives a variant weights of its own, those in use now, if it has none yet."""
-        if not self.lora and name not in self._stored and name != self.active:
-            self._stored[name] = [p.detach().clone() for p in self.causal_lm.parameters()]
+        """Gives a variant weights of its own, those in use now, if it has none yet (full fine-tuning)."""
+        if self._sets is not None:
+            self._sets.make_room(name)
 
     def discard(self, name: str) -> None:
         """Frees the weights of a variant that is not needed any more (full fine-tuning; adapters are small)."""
-        if not self.lora:
-            self._stored.pop(name, None)
+        if self._sets is not None:
+            self._sets.discard(name)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What an optimiser of the active variant trains."""
@@ -295,7 +306,9 @@ class LanguageModel(nn.Module):
         The weights and the variant in use must not change within it. `hidden` does it by itself; it is for whoever runs
         the trunk many times over, as generation does.
         """
-        return nullcontext() if self._folding is None else self._folding.folded(self.active)
+        # In shards a layer may happen to be whole, but not each time that a pass is computed.
+        in_shards = self._sharding is not None and not self._sharding.is_whole
+        return nullcontext() if self._folding is None or in_shards else self._folding.folded(self.active)
 
     def grouped(self) -> AbstractContextManager[None]:
         """Within it, passes with a mask share keys and values between the heads of a group without copies of them."""
@@ -390,8 +403,14 @@ class LanguageModel(nn.Module):
 
     # -- files ---------------------------------------------------------------------------------------------------
 
-    def save_variant(self, name: str, directory: Path) -> None:
-        """Writes a variant as Hugging Face files: adapter_model.safetensors with its config, or full safetensors."""
+    def save_variant(self, name: str, directory: Path | None) -> None:
+        """Writes a variant as Hugging Face files: adapter_model.safetensors with its config, or full safetensors.
+
+        Args:
+            name: of the variant.
+            directory: where; None where weights are in shards and another process writes: all of them do this together
+                then, unless the variant is in use and whole.
+        """
         save_variant(self, name, directory)
 
     def load_variant(self, name: str, directory: Path) -> None:

@@ -95,6 +95,8 @@ class Passes:
         layer_kinds(model.config)
         self.model = model
         self.trunk: nn.Module = getattr(model, model.base_model_prefix)
+        #: Calls the trunk. Weights in shards may have to be put together for it.
+        self.run: Callable[..., Any] = self.trunk
         self.computing = computing
         self.frozen_layers = frozen_layers
         self._again = again
@@ -174,7 +176,7 @@ class Passes:
         if batch.attention_mask is not None:
             mask = self.attention_mask(batch.attention_mask, batch.position_ids, batch.position_ids)
         with self._own_layers():
-            output = self.trunk(position_ids=batch.position_ids, attention_mask=mask, use_cache=False, **inputs)
+            output = self.run(position_ids=batch.position_ids, attention_mask=mask, use_cache=False, **inputs)
         return cast(Tensor, output.last_hidden_state)
 
     @contextmanager

@@ -11,9 +11,11 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
 
-from lightning_iterppo.models.sharding import put
+from lightning_iterppo.models.sharding import on_host, put
 
 if TYPE_CHECKING:
     from lightning_iterppo.models.language_model import LanguageModel
@@ -23,12 +25,13 @@ ADAPTER, MODEL_CONFIG = "adapter_model.safetensors", "config.json"
 _STARTED_FROM = "started_from"
 
 
-def save_variant(model: LanguageModel, name: str, directory: Path) -> None:
+def save_variant(model: LanguageModel, name: str, directory: Path | None) -> None:
     """See `LanguageModel.save_variant`."""
-    directory.mkdir(parents=True, exist_ok=True)
     if model.lora:
-        state = _adapter_tensors(model, name)
-        tensors = {key: value.detach().contiguous().to("cpu", copy=True) for key, value in state.items()}
+        tensors = on_host(_adapter_tensors(model, name))
+        if directory is None:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
         beside = {} if model.started_from is None else {_STARTED_FROM: model.started_from}
         save_file(tensors, directory / ADAPTER, metadata={"format": "pt", **beside})
         config = cast(PeftModel, model.model).peft_config[name]
@@ -37,10 +40,26 @@ def save_variant(model: LanguageModel, name: str, directory: Path) -> None:
         config.inference_mode = True
         config.save_pretrained(str(directory))
         config.inference_mode = inference
-    else:
+    elif model.sharded:
+        tensors = on_host(model.variant_tensors(name))
+        if directory is None:
+            return
+        model.causal_lm.save_pretrained(str(directory), state_dict={**_buffers(model.causal_lm), **tensors})
+    elif directory is not None:
         with model.using(name):
             model.causal_lm.save_pretrained(str(directory))
-    model.tokenizer.save_pretrained(str(directory))
+    if directory is not None:
+        model.tokenizer.save_pretrained(str(directory))
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """What `state_dict` has beside parameters. It would itself put whole weights back into their shards."""
+    return {
+        f"{name}.{key}" if name else key: buffer
+        for name, part in module.named_modules()
+        for key, buffer in part._buffers.items()
+        if buffer is not None and key not in part._non_persistent_buffers_set
+    }
 
 
 def load_variant(model: LanguageModel, name: str, directory: Path) -> None:
@@ -58,12 +77,14 @@ def load_variant(model: LanguageModel, name: str, directory: Path) -> None:
         return
     if not (directory / MODEL_CONFIG).is_file():
         raise FileNotFoundError(f"{directory} holds no full model ({MODEL_CONFIG})")
-    loaded = type(model.causal_lm).from_pretrained(str(directory), dtype=torch.float32)
+    # Sharding made a class of its own of the model's.
+    kind = next(each for each in type(model.causal_lm).__mro__ if not issubclass(each, FSDPModule))
+    loaded = cast(type[PreTrainedModel], kind).from_pretrained(str(directory), dtype=torch.float32)
     source = dict(loaded.named_parameters())
     _check_shapes(source, dict(model.causal_lm.named_parameters()), directory)
     model.make_room(name)
     for key, tensor in model.variant_tensors(name).items():
-        tensor.copy_(source[key].data)
+        put(tensor, source[key].data)
 
 
 def adapter_started_from(directory: Path) -> str | None:

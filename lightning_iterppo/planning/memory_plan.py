@@ -31,8 +31,8 @@ class Devices:
 
     Args:
         count: processes, a device each.
-        strategy: ``one``, ``ddp``; ``fsdp`` has all weights in shards while a step of training is computed, and whole
-            otherwise; ``deepspeed`` is planned as ZeRO's stage 2.
+        strategy: ``one``, ``ddp``; ``fsdp`` has all weights in shards while a step of training is computed, and those
+            of one variant whole otherwise; ``deepspeed`` is planned as ZeRO's stage 2.
     """
 
     count: int = 1
@@ -70,8 +70,12 @@ def moments_of(
     ) -> dict[str, int]:
         """``copies`` are sets of trained weights beside the one in use; of adapters there always are four."""
         held = found.weights, found.variant * (4 if lora else copies)
+        shards = devices.shard(held[0], weights=True), devices.shard(held[1], weights=True)
         if training:
-            held = devices.shard(held[0], weights=True), devices.shard(held[1], weights=True)
+            held = shards
+        elif devices.strategy == "fsdp":
+            # Put together beside their shards. Of all weights' sets, only that in use.
+            held = held[0] + shards[0], held[1] if lora else shards[1]
         parts = {PROCESS: process, WEIGHTS: held[0], VARIANTS: held[1]}
         if step is not None:
             parts[GRADIENTS] = devices.shard(step.gradients)
@@ -95,7 +99,7 @@ def moments_of(
     if found.critic is None:
         moments["fit Q"] = moment(others, fitted)
     else:
-        best = found.variant  # the best epoch's weights, kept where they were measured: whole
+        best = devices.shard(found.variant, weights=True)  # the best epoch's weights
         moments["fit Q"] = moment(others, {**fitted, WORKING: found.critic.working}, found.critic)
         moments["fit Q"][VARIANTS] = moments["fit Q"].get(VARIANTS, 0) + best
     states = devices.share(min(recipe.policy.conversations_per_round, newest or 10**9))

@@ -179,10 +179,8 @@ def _notes(request: Request) -> tuple[str, ...]:
         found.append("model.dtype=nf4 is planned as bfloat16: the frozen maps take a quarter of that, and more time")
     if devices.count > 1:
         found.append("what processes tell each other takes time that is not counted")
-    full = request.recipe.model.adaptation.kind == "full"
-    if devices.strategy == "deepspeed" or (devices.strategy == "fsdp" and full):
-        beside = " with full fine-tuning" if devices.strategy == "fsdp" else ""
-        found.append(f"`iterppo train` refuses {devices.strategy}{beside} as yet: this is what it would hold")
+    if devices.strategy == "deepspeed":
+        found.append("`iterppo train` refuses deepspeed as yet: this is what it would hold")
     return tuple(found)
 
 

@@ -61,9 +61,14 @@ class ModelHost:
         """The model's variant with the weights of a directory, or with those that it began with.
 
         Raises:
-            ConfigError: the directory holds no weights of this model and adaptation.
+            ConfigError: the directory holds no weights of this model and adaptation, or all weights train in shards.
         """
         if adapter not in self._variants:
+            if self.model.sharded and not self.model.lora:
+                raise ConfigError(
+                    "customer.client: with trainer.strategy fsdp and model.adaptation full the weights of one variant "
+                    "are whole at a time, and policy and customer talk in turns: take ddp, lora, or customer=chat"
+                )
             name = f"{_VARIANT}{len(self._variants)}"
             self.model.add(name)
             if adapter is not None:
