@@ -130,8 +130,9 @@ def collect(
                 free = [slot for slot, taken in enumerate(slots) if taken is None][: len(waiting)]
                 new = []
                 for slot in free:
-                    place, seed = waiting.pop()
-                    new.append((slot, place, Talk(make_customer(), seed, events=events, timeout=timeout)))
+                    place, customers_seed = waiting.pop()
+                    talk = Talk(make_customer(), customers_seed, events=events, timeout=timeout)
+                    new.append((slot, place, talk))
                 errors = side_by_side.run(
                     [talk.open() for _, _, talk in new], waiting=any(waits(talk.customer) for _, _, talk in new)
                 )

@@ -67,13 +67,14 @@ class WarmStart(FittedModule):
     def validation_step(self, batch: TurnBatch, batch_idx: int) -> None:
         """The same on held-out conversations."""
         tokens = batch.tree.counted_mask.sum()
-        self._held_out += torch.stack([self.loss(batch) * tokens, tokens]).to("cpu", torch.float64)
+        own = torch.stack([self.loss(batch) * tokens, tokens]).to("cpu", torch.float64)
+        self._held_out = self._held_out + own  # a new tensor: this one may be of inference mode
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over all held-out tokens of all processes."""
         total, tokens = over_processes(self._held_out, self.model.device)
-        self._held_out.zero_()
         self.log("warm_start/held_out_loss", (total / tokens).float())
+        self._held_out = torch.zeros_like(self._held_out)
 
     def configure_optimizers(self) -> Any:
         """AdamW on the policy's variant."""

@@ -71,11 +71,11 @@ def test_killed_in_the_middle_of_a_phase_and_resumed(undisturbed: Path, tmp_path
     assert comparable(run) == comparable(undisturbed)
 
 
-#: Numbers that two processes cannot divide, down to batches of one.
+#: Numbers that two processes cannot divide, down to a batch of one.
 UNEVEN = [
     *("loop.iterations=2", "loop.conversations=41", "loop.evaluation_conversations=7", "loop.batch=20"),
-    *("critic.epochs=2", "critic.batch_conversations=11", "policy.rounds=2", "policy.ppo_epochs=2"),
-    *("policy.conversations_per_round=13", "policy.batch_conversations=3", "policy.samples_per_state=2"),
+    *("critic.epochs=2", "critic.batch_conversations=11", "policy.rounds=2", "policy.ppo_epochs=1"),
+    *("policy.conversations_per_round=13", "policy.batch_conversations=6", "policy.samples_per_state=2"),
     *("warm_start.epochs=1", "callbacks.progress=null"),
 ]
 

@@ -88,4 +88,6 @@ def load_parts(
         batches: the whole batches.
         collate: makes a batch of items, of which the last so many stand in.
     """
-    return DataLoader(_Collated(items, collate), sampler=Parts(batches), batch_size=None)
+    return DataLoader(
+        _Collated(items, collate), sampler=Parts(batches), batch_size=None, collate_fn=lambda batch: batch
+    )

@@ -21,7 +21,7 @@ def test_numbers_come_from_their_seed_alone() -> None:
 
 def test_numbers_are_what_they_were() -> None:
     """They are the same on every machine, so that processes of different ones can share a run out."""
-    assert uniforms([5], 3)[0].tolist() == [0.7337459639574405, 0.5905206406893206, 0.20780893851702823]
+    assert uniforms([5], 3)[0].tolist() == [0.7337459554446363, 0.5905206445727093, 0.20780894066207112]
 
 
 def test_numbers_of_neighbouring_seeds_are_even_and_independent() -> None:
