@@ -74,7 +74,7 @@ class _Collated(Dataset[Batch], Generic[Item, Batch]):
         self.items = items
         self.collate = collate
 
-    def __getitem__(self, part: Part) -> Batch:  # type: ignore[override]
+    def __getitem__(self, part: Part) -> Batch:
         return self.collate([self.items[index] for index in part.items], part.stand_ins)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
 # An advantage of 0 comes out as 1e-7 of either sign: what is cut there is nothing.
 _ROUNDING = 1e-5
 
