@@ -10,6 +10,7 @@ from lightning_iterppo.conversation import Conversation, Suggestion
 from lightning_iterppo.customers import AsyncCustomer, Customer
 from lightning_iterppo.errors import CustomerError
 from lightning_iterppo.generation.engine import Engine, Response
+from lightning_iterppo.generation.randomness import mixed_seed
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.side_by_side import SideBySide
@@ -49,6 +50,16 @@ class _Running:
             self.prompt = [*self.prompt, *tokens, *more]
 
 
+def too_many(error: str, failed: int, count: int, share: float) -> str | None:
+    """What to say of ``failed`` of ``count`` conversations, the last of which failed of ``error``; None if they may."""
+    allowed = math.floor(share * count)
+    if failed <= allowed:
+        return None
+    return error + (
+        f"; {failed} of {count} failed, and loop.failed_share={share:g} allows {allowed}" if allowed else ""
+    )
+
+
 def collect(
     make_customer: Callable[[], Customer | AsyncCustomer],
     seeds: Sequence[int],
@@ -58,10 +69,12 @@ def collect(
     sampling: Sampling,
     policy_version: str,
     prefix: str,
+    seed: int = 0,
     batch: int = 64,
     events: bool = True,
     timeout: float = math.inf,
     failed_share: float = 0.0,
+    among: int | None = None,
     on_progress: Callable[[int], None] | None = None,
     on_failure: Callable[[Failure], None] | None = None,
     on_usage: Callable[[dict[str, float]], None] | None = None,
@@ -78,10 +91,13 @@ def collect(
         sampling: how suggestions are sampled.
         policy_version: written into every suggestion.
         prefix: conversations are named ``prefix-SEED``.
+        seed: what suggestions' randomness comes from, with the customer's seed and the turn: a conversation is the
+            same whichever others go on beside it.
         batch: conversations side by side.
         events: whether outcomes are of events, so that the rewards of a conversation add up to 0 to 1; else amounts.
         timeout: seconds that a customer of the asynchronous form may take for an answer.
         failed_share: how many of the conversations may fail, below 1. One that fails is left out.
+        among: how many conversations that is a share of, where other processes have some of them; None for these.
         on_progress: called with the number of conversations that are over after every turn.
         on_failure: called with every conversation that failed.
         on_usage: called with what every conversation cost, as far as its customer counts it.
@@ -102,10 +118,9 @@ def collect(
         nonlocal failed
         failed += 1
         paid(talk)
-        allowed = math.floor(failed_share * len(seeds))
-        if failed > allowed:
-            many = f"; {failed} of {len(seeds)} failed, and loop.failed_share={failed_share:g} allows {allowed}"
-            raise CustomerError(f"{error}{many if allowed else ''}") from error
+        refused = too_many(str(error), failed, len(seeds) if among is None else among, failed_share)
+        if refused is not None:
+            raise CustomerError(refused) from error
         if on_failure is not None:
             on_failure(Failure(talk.seed, str(error)))
 
@@ -115,8 +130,9 @@ def collect(
                 free = [slot for slot, taken in enumerate(slots) if taken is None][: len(waiting)]
                 new = []
                 for slot in free:
-                    place, seed = waiting.pop()
-                    new.append((slot, place, Talk(make_customer(), seed, events=events, timeout=timeout)))
+                    place, customers_seed = waiting.pop()
+                    talk = Talk(make_customer(), customers_seed, events=events, timeout=timeout)
+                    new.append((slot, place, talk))
                 errors = side_by_side.run(
                     [talk.open() for _, _, talk in new], waiting=any(waits(talk.customer) for _, _, talk in new)
                 )
@@ -129,7 +145,11 @@ def collect(
             active = [(slot, taken) for slot, taken in enumerate(slots) if taken is not None]
             if not active:
                 return [found[place] for place in sorted(found)]
-            responses = engine.generate([each.prompt for _, each in active], sampling)
+            responses = engine.generate(
+                [each.prompt for _, each in active],
+                sampling,
+                seeds=[mixed_seed(seed, each.talk.seed, len(each.talk.turns)) for _, each in active],
+            )
             suggestions = [
                 Suggestion(renderer.decode(r.token_ids), r.token_ids, r.logprobs, policy_version) for r in responses
             ]

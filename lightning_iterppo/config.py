@@ -114,7 +114,8 @@ class WarmStartConfig:
     warmup_steps: int = 10
     # Pull of the trained weights towards 0. Higher imitates a small log less literally.
     weight_decay: float = 0.0
-    # Conversations in one optimiser step. Higher is steadier and needs more memory; lower takes more steps.
+    # Conversations in one optimiser step, over all processes. Higher is steadier and needs more memory; lower takes
+    # more steps.
     batch_conversations: int = 8
 
 
@@ -144,7 +145,8 @@ class CriticConfig:
     warmup_steps: int = 10
     # Pull of the trained weights towards 0. Higher keeps the critic of few conversations from learning them by heart.
     weight_decay: float = 0.01
-    # Conversations in one optimiser step. Higher is steadier and needs more memory; lower takes more steps.
+    # Conversations in one optimiser step, over all processes. Higher is steadier and needs more memory; lower takes
+    # more steps.
     batch_conversations: int = 8
     # Share of conversations held out whole for calibration and early stopping. Higher measures better, trains on less.
     # With `epochs` 0 every conversation is held out once (0.2 makes five folds), and all are trained on in the end.
@@ -199,7 +201,8 @@ class PolicyConfig:
     adam_epsilon: float = 1e-8
     # Passes over one round's samples. More reuses them harder and drifts further from the sampler.
     ppo_epochs: int = 2
-    # Conversations in one optimiser step. Higher is steadier and needs more memory; lower takes more steps.
+    # Conversations in one optimiser step, over all processes. Higher is steadier and needs more memory; lower takes
+    # more steps.
     batch_conversations: int = 8
     # GAE's λ over the tokens of a response. 1 is unbiased and noisy, lower leans on the value head.
     gae_lambda: float = 0.95
@@ -269,8 +272,8 @@ class LoopConfig:
     judge_fraction: float = 0.2
     # Measure the outcome rate after every n-th iteration too, for callbacks that watch it; 0 only before and after.
     evaluate_every: int = 0
-    # Conversations talked side by side: as one ends, the next begins. Higher is faster until memory or cores run out.
-    # Another number draws other conversations, as another seed does.
+    # Conversations talked side by side, in each process: as one ends, the next begins. Higher is faster until memory or
+    # cores run out. What is said does not depend on it, up to rounding.
     batch: int = 32
     # The share of conversations that may fail, because their customer raised an error, took too long, or answered what
     # cannot be an answer. Each is lost, and counted; one more stops the run. 0 stops at the first.

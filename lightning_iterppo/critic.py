@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import CatMetric
 
 from lightning_iterppo.critic_head import ActionFeatures, solve_head
 from lightning_iterppo.data.turns import TurnBatch
@@ -25,6 +24,7 @@ from lightning_iterppo.models.modes import evaluating
 from lightning_iterppo.models.sharding import put
 from lightning_iterppo.models.tree import TokenTree, TreeBatch, collate_trees
 from lightning_iterppo.optimization import adamw
+from lightning_iterppo.trainer import gather_lists, over_processes, world_size
 
 Pooling = Literal["last", "mean"]
 
@@ -92,9 +92,7 @@ class QCritic(FittedModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.micro_batches = MicroBatches(micro_batch)
-        self.held_out_values = CatMetric()
-        self.held_out_returns = CatMetric()
-        self.held_out_losses = CatMetric()
+        self._held_out: list[Tensor] = []  # values, returns and losses of some held-out turns, (3, n)
         self.figures: dict[str, float | None] = {}
         self._newest: dict[str, float | None] | None = None
         self._best: tuple[float, dict[str, float | None], dict[str, Tensor], dict[str, Tensor]] | None = None
@@ -162,7 +160,7 @@ class QCritic(FittedModule):
 
     @torch.no_grad()
     def features(self, batches: Iterable[TurnBatch], *, states: bool = False) -> ActionFeatures:
-        """What the head sees of every action of some batches.
+        """What the head sees of every action of some batches, stand-ins left out.
 
         Args:
             batches: of logged conversations.
@@ -180,7 +178,8 @@ class QCritic(FittedModule):
                 before = None
                 if states:
                     before = self.head.seen(self._read(hidden, tree, tree.predict_positions[:, 0])).cpu()
-                parts.append(ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu(), before))
+                part = ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu(), before)
+                parts.append(part.where(tree.counted.cpu()))
         return ActionFeatures.join(parts)
 
     @torch.no_grad()
@@ -241,31 +240,31 @@ class QCritic(FittedModule):
         self.figures = {}
 
     def training_step(self, batch: TurnBatch, batch_idx: int) -> Tensor:
-        """The mean loss between Q and the observed returns."""
-        actions = len(batch.returns)
-        loss = self.micro_batches.total(self, batch, lambda group: self._loss(group) * (len(group.returns) / actions))
-        self.log("critic/train_loss", loss, batch_size=actions)
-        return loss
+        """This process's part of the mean loss between Q and the observed returns: its mean over processes is that."""
+        # Over the number of actions and not over their weights' sum: a batch of unlikely ones shall not be scaled up.
+        actions = over_processes(batch.tree.counted.sum(), self.model.device)
+        own = self.micro_batches.total(self, batch, lambda group: self._loss(group) / actions)
+        whole = over_processes(own.detach(), self.model.device)
+        self.log("critic/train_loss", whole, batch_size=len(batch.returns))
+        return world_size() * own
 
     def _loss(self, batch: TurnBatch) -> Tensor:
+        """The sum over actions."""
         losses = self.objective.losses(self(batch.tree), batch.returns)
-        # Over the number of actions and not over their weights' sum: a batch of unlikely ones shall not be scaled up.
-        return (losses * batch.weights).mean()
+        return (losses * batch.weights * batch.tree.counted).sum()
 
     def validation_step(self, batch: TurnBatch, batch_idx: int) -> None:
         """Collects predictions on held-out conversations."""
         outputs = self(batch.tree).float()
-        self.held_out_values.update(self.objective.values(outputs))
-        self.held_out_returns.update(batch.returns)
-        self.held_out_losses.update(self.objective.losses(outputs, batch.returns))
+        losses = self.objective.losses(outputs, batch.returns)
+        found = torch.stack([self.objective.values(outputs), batch.returns, losses])
+        self._held_out.append(found[:, batch.tree.counted].cpu())
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures, of all processes."""
-        held_out = (self.held_out_values, self.held_out_returns, self.held_out_losses)
-        values, returns, losses = (metric.compute() for metric in held_out)
+        values, returns, losses = torch.cat(gather_lists(self._held_out), dim=1)
+        self._held_out = []
         figures = calibration_figures(values, returns, losses, probability=self.objective.probability)
-        for metric in held_out:
-            metric.reset()
         for name, figure in figures.items():
             if figure is not None:
                 self.log(f"critic/{name}", figure)

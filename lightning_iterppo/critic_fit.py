@@ -23,13 +23,12 @@ from lightning_iterppo.data.views import select
 from lightning_iterppo.errors import LogDataError
 from lightning_iterppo.functional.objectives import HLGauss
 from lightning_iterppo.functional.returns import lambda_returns
-from lightning_iterppo.models.language_model import CRITIC
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import Segment, TokenTree
 from lightning_iterppo.phase import PhaseTools
 from lightning_iterppo.scoring import score_in_windows
 from lightning_iterppo.settings import LoopSettings
-from lightning_iterppo.trainer import gather_lists, rank, world_size
+from lightning_iterppo.trainer import gather_lists, share, world_size
 
 _NOTHING_KNOWN = (
     "none of the conversations has a known outcome, so there is nothing to fit Q to: give each an `outcome`"
@@ -67,7 +66,7 @@ class CriticFit:
             logs: other people's; empty when they shall not count.
 
         Raises:
-            LogDataError: no outcome of π_k's conversations is known, or too few are held out for all processes.
+            LogDataError: no outcome of π_k's conversations is known, or of none that are held out.
         """
         self._fit(newest, earlier, logs)
         self._frozen = {}  # as large as the hidden states of all logs, and read by now
@@ -96,7 +95,7 @@ class CriticFit:
         Logs in a `ConversationFile` or a store may be larger than the memory.
 
         Raises:
-            LogDataError: no outcome is known, or too few conversations are held out for all processes.
+            LogDataError: no outcome is known, or of none that are held out.
         """
         read = self._logs(logs, validation)
         if isinstance(self.critic.objective, HLGauss):
@@ -199,34 +198,32 @@ class CriticFit:
         self._seen = []
 
     def _features(self, conversations: Sequence[Conversation], *, states: bool = False) -> ActionFeatures | None:
-        """Of all processes' shares of conversations with known outcomes; None when there are none."""
-        own = conversations[rank() :: world_size()]
-        found = []
-        model = self.critic.model
-        with model.using(CRITIC), model.whole():  # on those processes too that have nothing to read
-            if own:
-                data = self._with_features(
-                    TurnDataModule(
-                        own,
-                        renderer=self.renderer,
-                        gamma=self.settings.gamma,
-                        bounds=self.critic.objective.bounds,
-                    )
-                )
-                found.append(self.critic.features(self._counted(data.reading_dataloader()), states=states))
-        parts = gather_lists(found)
-        return ActionFeatures.join(parts) if parts else None
+        """Of conversations with known outcomes, in their order, each read by one process; None when there are none."""
+        if not conversations:
+            return None
+        data = self._with_features(
+            TurnDataModule(
+                conversations,
+                renderer=self.renderer,
+                gamma=self.settings.gamma,
+                bounds=self.critic.objective.bounds,
+            )
+        )
+        found = self.critic.features(self._counted(data.reading_dataloader()), states=states)
+        found.conversations = torch.tensor(data.reading_order(), dtype=torch.long)[found.conversations]
+        return ActionFeatures.in_order(gather_lists([found]))
 
     def _counted(self, batches: Iterable[TurnBatch]) -> Iterator[TurnBatch]:
+        progress = self.tools.progress
         for batch in batches:
             yield batch
-            self.tools.progress.done += len(batch.tree.trees)
-            self.tools.progress.tokens += int(batch.tree.position_ids.numel())
+            progress.done = min(progress.done + len(batch.tree.trees) * world_size(), progress.total)
+            progress.tokens += batch.tree.counted_tokens
             self.tools.moved()
 
     def _weights(self, past: Sequence[Conversation]) -> dict[str, list[float]]:
         """For each turn min(1, Π π_k / μ) over those after it: a sample of Q as far as π_k would do the same there."""
-        ratios = action_log_ratios(self.critic.model, self.renderer, past, rows=max(8, self.settings.critic_batch))
+        ratios = action_log_ratios(self.critic.model, self.renderer, past, rows=max(8, self._rows))
         found = {}
         for name, of_turns in ratios.items():
             later = [sum(of_turns[turn + 1 :]) for turn in range(len(of_turns))]
@@ -259,7 +256,7 @@ class CriticFit:
                 returns.append(item.returns)
                 yield item.tree
 
-        scores = score_in_windows(self.critic, trees(), rows=self.settings.critic_batch, window=KEPT_CONVERSATIONS)
+        scores = score_in_windows(self.critic, trees(), rows=self._rows, window=KEPT_CONVERSATIONS)
         return Retargeted(items, (lambda_returns(returns.popleft(), each, gamma=gamma, lam=lam) for each in scores))
 
     def _data(
@@ -269,10 +266,10 @@ class CriticFit:
         weights: Mapping[str, Sequence[float]] | None = None,
     ) -> TurnDataModule:
         known = int(outcomes_known(held).sum())
-        if held and known < world_size():
+        if held and not known:
             raise LogDataError(
-                f"{known} held-out conversations with a known outcome cannot be shared out to {world_size()} "
-                "processes: raise critic.validation_fraction or collect more"
+                f"none of the {len(held)} held-out conversations has a known outcome, so Q cannot be measured: raise "
+                "critic.validation_fraction or collect more"
             )
         count = int(outcomes_known(train).sum())
         if not count:
@@ -293,6 +290,11 @@ class CriticFit:
                 on_read=self._one_read if large else None,
             )
         )
+
+    @property
+    def _rows(self) -> int:
+        """Conversations of a batch that a process computes."""
+        return share(self.settings.critic_batch)
 
     def _one_read(self) -> None:
         self.tools.progress.done += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,15 +39,25 @@ class ActionFeatures:
         """
         if not parts:
             raise ValueError("no conversation with a known outcome, so there is nothing to fit the critic to")
-        numbers, first = [], 0
+        numbered, first = [], 0
         for part in parts:
-            numbers.append(part.conversations + first)
+            numbered.append(replace(part, conversations=part.conversations + first))
             first += int(part.conversations.max()) + 1 if len(part.conversations) else 0
+        return cls._stacked(numbered)
+
+    @classmethod
+    def in_order(cls, parts: Sequence[ActionFeatures]) -> ActionFeatures:
+        """All parts as one, in the order of conversations; the same number is the same conversation in all of them."""
+        joined = cls._stacked(parts)
+        return joined.where(torch.argsort(joined.conversations, stable=True))
+
+    @classmethod
+    def _stacked(cls, parts: Sequence[ActionFeatures]) -> ActionFeatures:
         states = [part.states for part in parts if part.states is not None]
         return cls(
             torch.cat([part.values for part in parts]),
             torch.cat([part.returns for part in parts]),
-            torch.cat(numbers),
+            torch.cat([part.conversations for part in parts]),
             torch.cat(states) if len(states) == len(parts) else None,
         )
 

@@ -10,24 +10,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_iterppo.conversation import Conversation, Message
+from lightning_iterppo.data.parts import load_parts
 from lightning_iterppo.data.samples import PolicyBatch, PreparedTree, ScoredTree, collate_samples
 from lightning_iterppo.data.turns import RandomBatches
 from lightning_iterppo.functional.returns import lambda_returns
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.generation.randomness import mixed_seed
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.tree import TokenTree
 from lightning_iterppo.policy import PPOPolicy
-from lightning_iterppo.trainer import gather_lists
+from lightning_iterppo.trainer import gather_dealt, over_processes, rank, world_size
 
 LoggedReward = Literal["return", "q", "mix", "none"]
 # Conversations, over all processes, in whose states the end of an improvement is measured: some hundred responses.
@@ -84,15 +86,12 @@ def score_each(reward: Callable[[list[Message], str], float]) -> Scorer:
     return score
 
 
-class _Prepared(Dataset[PreparedTree]):
-    def __init__(self, items: Sequence[PreparedTree]) -> None:
-        self.items = items
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A conversation of a round, and its place in the round."""
 
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> PreparedTree:
-        return self.items[index]
+    place: int
+    conversation: Conversation
 
 
 class RoundDataModule(pl.LightningDataModule):
@@ -100,6 +99,7 @@ class RoundDataModule(pl.LightningDataModule):
 
     Give it to ``Trainer(max_epochs=ROUNDS, reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False)``: one
     epoch is one round. Fresh responses are sampled at temperature 1 and top-p 1, where log-probabilities are exact.
+    Several processes share a round out, and train on all of it: what is learnt does not depend on how many they are.
 
     Args:
         policy: the policy that samples and is trained.
@@ -122,7 +122,7 @@ class RoundDataModule(pl.LightningDataModule):
         log_actions: whether what people wrote by themselves is a logged action too, as what the policy suggested is.
         gamma: discount from turn to turn, for ``return``.
         ppo_epochs: passes over the samples of a round.
-        batch_size: conversations a batch.
+        batch_size: conversations a batch, over all processes.
         rows: conversations a forward pass without gradients.
         seed: which conversations, which responses, which order.
         on_stage: told what is being done: ``sample``, ``score``, ``prepare`` or ``train``.
@@ -180,16 +180,17 @@ class RoundDataModule(pl.LightningDataModule):
         order = torch.randperm(len(self.conversations), generator=torch.Generator().manual_seed(seed))
         self._order: list[int] = order.tolist()
 
-    def train_dataloader(self) -> DataLoader[PreparedTree]:
-        """Samples, scores and prepares a round, and gives its batches."""
-        prepared = self._make(self._chosen(self.round), logged=self.logged_reward != "none", at_anchor=self.round == 0)
+    def train_dataloader(self) -> DataLoader[PolicyBatch]:
+        """Samples, scores and prepares a round, and gives this process's parts of its batches."""
+        own = self._make(self._chosen(self.round), logged=self.logged_reward != "none", at_anchor=self.round == 0)
+        prepared = _all_processes(own)
         batches = RandomBatches(len(prepared), self.batch_size, seed=self.seed + self.round, passes=self.ppo_epochs)
         self._tell("train", len(batches))
         self.round += 1
-        return DataLoader(_Prepared(prepared), batch_sampler=batches, collate_fn=self._collate)
+        return load_parts(prepared, batches, self._collate)
 
-    def _collate(self, items: list[PreparedTree]) -> PolicyBatch:
-        return collate_samples(items, self.renderer.pad_token_id)
+    def _collate(self, items: Sequence[PreparedTree], stand_ins: int) -> PolicyBatch:
+        return collate_samples(items, self.renderer.pad_token_id, stand_ins=stand_ins)
 
     def _tell(self, stage: str, total: int) -> None:
         if self.on_stage is not None:
@@ -204,52 +205,55 @@ class RoundDataModule(pl.LightningDataModule):
         Samples afresh in states of the first round, so that ``reward_gain`` compares like with like: of the first
         `MEASURED` conversations, since this costs as much as half a round and trains nothing.
         """
-        self._make(self._chosen(0)[: self._measured()], logged=False, at_anchor=False)
+        self._make(self._chosen(0)[:MEASURED], logged=False, at_anchor=False)
 
-    def _measured(self) -> int:
-        """This process's share of the conversations that are measured."""
-        return max(1, MEASURED // (self.trainer.world_size if self.trainer else 1))
+    def _chosen(self, number: int) -> list[_Chosen]:
+        """A round's conversations; the next ones of one shuffled order, over and over."""
+        count = min(self.conversations_per_round, len(self._order))
+        places = [self._order[(number * count + place) % len(self._order)] for place in range(count)]
+        return [_Chosen(place, self.conversations[index]) for place, index in enumerate(places)]
 
-    def _chosen(self, number: int) -> list[Conversation]:
-        """This process's share of a round's conversations; the next ones of one shuffled order, over and over."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        # The same number for every process: one that took fewer steps would leave the others waiting.
-        each = max(1, min(self.conversations_per_round, len(self.conversations)) // world)
-        first = number * each * world + rank * each
-        return [self.conversations[self._order[(first + i) % len(self._order)]] for i in range(each)]
-
-    def _make(self, conversations: Sequence[Conversation], *, logged: bool, at_anchor: bool) -> list[PreparedTree]:
+    def _make(self, chosen: Sequence[_Chosen], *, logged: bool, at_anchor: bool) -> list[PreparedTree]:
+        """This process's share of what is made of conversations."""
         # In the precision that training uses: else the ratio would begin beside 1.
         with self.trainer.precision_plugin.forward_context() if self.trainer else nullcontext():
-            states = self._sampled(conversations, logged=logged)
+            states = self._sampled(chosen, logged=logged)
             self._tell("score", len(states))
             values = self.score(states)
             self._tell("prepare", len(states))
             scored = [self._rewarded(state, value) for state, value in zip(states, values, strict=True)]
             prepared = self.policy.prepare(scored, rows=self.rows, at_anchor=at_anchor)
-        reward = self._mean_reward(scored[: self._measured()])
+        own = chosen[rank() :: world_size()]
+        reward = self._mean_reward([tree for each, tree in zip(own, scored, strict=True) if each.place < MEASURED])
         self.first_reward = reward if self.first_reward is None else self.first_reward
         self.policy.figures["reward_gain"] = reward - self.first_reward
         return prepared
 
-    @staticmethod
-    def _mean_reward(scored: Sequence[ScoredTree]) -> float:
+    def _mean_reward(self, scored: Sequence[ScoredTree]) -> float:
         """Of the fresh responses, over all processes; there are some, every state has them."""
         rewards = [r for tree in scored for r, fresh in zip(tree.rewards, tree.fresh, strict=True) if fresh]
-        sums: list[tuple[float, int]] = gather_lists([(sum(rewards), len(rewards))])
-        return sum(total for total, _ in sums) / sum(count for _, count in sums)
+        own = torch.tensor([sum(rewards), len(rewards)], dtype=torch.float64)
+        total, count = over_processes(own, self.policy.model.device).tolist()
+        return float(total / count)
 
-    def _sampled(self, conversations: Sequence[Conversation], *, logged: bool) -> list[RoundState]:
-        """Fresh responses in every state, and the logged ones if they count."""
-        rendered = [self.renderer.render(conversation) for conversation in conversations]
-        prompts = [r.tree.path(state) for r in rendered for state in r.states for _ in range(self.samples_per_state)]
-        self._tell("sample", len(prompts))
-        rank = self.trainer.global_rank if self.trainer else 0
-        engine = self.engine(self.seed * 7919 + self.round * 101 + rank)
-        responses = iter(engine.generate(prompts, self.sampling))
+    def _sampled(self, chosen: Sequence[_Chosen], *, logged: bool) -> list[RoundState]:
+        """Fresh responses in every state of this process's share, and the logged ones if they count."""
+        # All are rendered on every process, which then have counted the same histories that were cut.
+        both = [(each, self.renderer.render(each.conversation)) for each in chosen][rank() :: world_size()]
+        asked = [
+            (item.tree.path(state), mixed_seed(self.seed, self.round, each.place, turn, sample))
+            for each, item in both
+            for turn, state in enumerate(item.states)
+            for sample in range(self.samples_per_state)
+        ]
+        self._tell("sample", len(asked))
+        engine = self.engine(mixed_seed(self.seed, self.round))
+        prompts, seeds = [prompt for prompt, _ in asked], [seed for _, seed in asked]
+        responses = iter(engine.generate(prompts, self.sampling, seeds=seeds))
         self.generated_tokens += engine.generated_tokens
         found = []
-        for conversation, item in zip(conversations, rendered, strict=True):
+        for each, item in both:
+            conversation = each.conversation
             # What a conversation with an unknown outcome earned is unknown, never a zero.
             censored = conversation.outcome is None and self.logged_reward != "q"
             # Only what a policy suggested is a sample of its action: what people wrote themselves gives states alone,
@@ -298,3 +302,13 @@ class RoundDataModule(pl.LightningDataModule):
             baselines.append((totals[turn] - value) / others if others else 0.0)
         own = [0.0 if fresh else ratios[turn] for turn, fresh in zip(state.turns, state.fresh, strict=True)]
         return ScoredTree(state.tree, rewards, baselines, list(state.fresh), own)
+
+
+def _all_processes(own: Sequence[PreparedTree]) -> Sequence[PreparedTree]:
+    """Everybody's trees, in the order of the round."""
+    if world_size() == 1:
+        return own
+    # What frozen layers made of a tree is not sent: it is large, and the others can compute it.
+    found = gather_dealt([replace(item, tree=item.tree.copy()) for item in own])
+    found[rank() :: world_size()] = own
+    return found

@@ -23,6 +23,7 @@ from lightning_iterppo.models.language_model import ANCHOR, POLICY, REFERENCE, L
 from lightning_iterppo.models.modes import evaluating
 from lightning_iterppo.models.tree import TreeBatch, collate_trees
 from lightning_iterppo.optimization import adamw
+from lightning_iterppo.trainer import over_processes, world_size
 
 LoggedRatio = Literal["anchor", "round"]
 
@@ -146,32 +147,37 @@ class PPOPolicy(FittedModule):
     ) -> list[PreparedTree]:
         """Everything that stays fixed while a round is trained on: log-probabilities, values, advantages.
 
-        Also measures the round on its fresh responses, which the policy just sampled: ``figures`` then holds
+        Every process prepares trees of its own. What is of the round is of all of theirs: how advantages are whitened,
+        and how the round is measured on its fresh responses, which the policy just sampled. ``figures`` then holds
         ``kl_old`` and ``kl_reference`` (nats a response), ``entropy`` (nats a token) and ``reward_mean``.
 
         Args:
-            trees: what `ScoredTree` says.
+            trees: this process's, what `ScoredTree` says; there may be none where others have some.
             rows: trees a forward pass.
             at_anchor: the policy still is π_k, so that a pass is saved.
             on_batch: called with the number of tokens of each pass.
 
+        Returns:
+            The trees, in their order.
+
         Raises:
-            ValueError: there is no tree.
+            ValueError: no process has a tree.
         """
-        if not trees:
+        if not self._total(torch.tensor(len(trees))):
             raise ValueError("a round needs at least one state")
         with_reference = self.kl_reference_coefficient > 0
-        prepared: list[PreparedTree] = []
+        found: dict[int, PreparedTree] = {}
         sums = torch.zeros(5, dtype=torch.float64)  # fresh responses, their tokens, KL to anchor, to reference, entropy
         rewards = 0.0
         order = sorted(range(len(trees)), key=lambda index: len(trees[index].tree))
-        groups = [[trees[i] for i in order[start : start + rows]] for start in range(0, len(order), rows)]
+        indexes = [order[start : start + rows] for start in range(0, len(order), rows)]
+        groups = [[trees[index] for index in group] for group in indexes]
         # A variant after the other: weights in shards are put together once for each.
         with evaluating(self):
             read = self._read(groups, on_batch)
             anchors = [each.logprobs for each in read] if at_anchor else self._logprobs(ANCHOR, groups)
             references = self._logprobs(REFERENCE, groups) if with_reference else [None] * len(groups)
-        for chosen, each, anchor, known in zip(groups, read, anchors, references, strict=True):
+        for own, chosen, each, anchor, known in zip(indexes, groups, read, anchors, references, strict=True):
             logprobs, values, mask = each.logprobs, each.values, each.mask
             reference = torch.zeros_like(anchor) if known is None else known
             fresh = torch.tensor([flag for item in chosen for flag in item.fresh], device=mask.device)
@@ -198,11 +204,13 @@ class PPOPolicy(FittedModule):
                 ]
             ).to("cpu", torch.float64)
             rewards += sum(r for item in chosen for r, f in zip(item.rewards, item.fresh, strict=True) if f)
-            prepared += _by_tree(chosen, mask, old, values, anchor, reference, advantages, returns)
+            pieces = _by_tree(chosen, mask, old, values, anchor, reference, advantages, returns)
+            found.update(zip(own, pieces, strict=True))
+        prepared = [found[index] for index in range(len(trees))]
         if self.whiten:
             self._whiten(prepared)
-        for index, item in zip(order, prepared, strict=True):
-            self._weigh(item, trees[index].log_ratios)
+        for item, tree in zip(prepared, trees, strict=True):
+            self._weigh(item, tree.log_ratios)
         self._measure(torch.cat([sums, torch.tensor([rewards], dtype=torch.float64)]), with_reference)
         return prepared
 
@@ -228,7 +236,7 @@ class PPOPolicy(FittedModule):
 
     def _whiten(self, prepared: list[PreparedTree]) -> None:
         """Scales advantages over the whole round and all processes."""
-        flat = torch.cat([tensor for item in prepared for tensor in item.advantages]).double()
+        flat = torch.cat([torch.zeros(0), *(tensor for item in prepared for tensor in item.advantages)]).double()
         totals = self._total(torch.stack([torch.ones_like(flat).sum(), flat.sum(), (flat**2).sum()]))
         mean = totals[1] / totals[0]
         scale = (totals[2] / totals[0] - mean**2).clamp(min=0).sqrt().clamp(min=self.whiten_floor)
@@ -249,11 +257,7 @@ class PPOPolicy(FittedModule):
 
     def _total(self, values: Tensor) -> Tensor:
         """The sum over processes."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            total = values.to(self.model.device)
-            torch.distributed.all_reduce(total)
-            return total.to(values.device)
-        return values
+        return over_processes(values, self.model.device)
 
     def _measure(self, sums: Tensor, with_reference: bool) -> None:
         responses, tokens, anchor, reference, entropy, reward = self._total(sums).tolist()
@@ -288,29 +292,35 @@ class PPOPolicy(FittedModule):
         return None
 
     def training_step(self, batch: PolicyBatch, batch_idx: int) -> Tensor:
-        """The PPO loss of some rows."""
-        mask = batch.tree.action_mask
-        tokens = mask.sum().clamp(min=1)
-        policy_loss, value_loss, kl_anchor, kl_reference, entropy, clipped = self.micro_batches.total(
-            self, batch, lambda group: self._terms(group) * (group.tree.action_mask.sum() / tokens)
+        """This process's part of the PPO loss of a batch: the mean over processes is the batch's."""
+        tokens = self._total(batch.tree.counted_mask.sum()).clamp(min=1)
+        own = self.micro_batches.total(
+            self, batch, lambda group: self._terms(group) * (group.tree.counted_mask.sum() / tokens)
         )
+        whole = self._total(own.detach())
+        _, value_loss, kl_anchor, _, _, clipped = whole
+        samples = batch.tree.action_mask.shape[0]
+        self.log("policy/loss", self._weighted(whole), batch_size=samples)
+        self.log("policy/value_loss", value_loss, batch_size=samples)
+        self.log("policy/kl_token", kl_anchor, batch_size=samples)
+        self.log("policy/clip_fraction", clipped, batch_size=samples)
+        self._clipped.append(float(clipped))
+        self.trained_tokens += batch.tree.counted_tokens
+        return world_size() * self._weighted(own)
+
+    def _weighted(self, terms: Tensor) -> Tensor:
+        """The loss, from what `_terms` gives."""
+        policy_loss, value_loss, kl_anchor, kl_reference, entropy, _ = terms
         loss: Tensor = policy_loss + self.value_coefficient * value_loss + self.kl_coefficient * kl_anchor
         if self.kl_reference_coefficient > 0:
             loss = loss + self.kl_reference_coefficient * kl_reference
         if self.entropy_coefficient > 0:
             loss = loss - self.entropy_coefficient * entropy
-        samples = mask.shape[0]
-        self.log("policy/loss", loss.detach(), batch_size=samples)
-        self.log("policy/value_loss", value_loss.detach(), batch_size=samples)
-        self.log("policy/kl_token", kl_anchor.detach(), batch_size=samples)
-        self.log("policy/clip_fraction", clipped.detach(), batch_size=samples)
-        self._clipped.append(float(clipped.detach()))
-        self.trained_tokens += sum(len(tree) for tree in batch.tree.trees)
         return loss
 
     def _terms(self, batch: PolicyBatch) -> Tensor:
         """Means over tokens, (6,): losses of policy and value head, KL to anchor and reference, entropy, what clips."""
-        tree, mask = batch.tree, batch.tree.action_mask
+        tree, mask = batch.tree, batch.tree.counted_mask
         logprobs, entropies, predicting = self.model.response_logprobs(
             self.model.hidden(tree), tree, entropy_gradient=self.entropy_coefficient > 0
         )
@@ -326,8 +336,7 @@ class PPOPolicy(FittedModule):
     def on_train_epoch_end(self) -> None:
         """The share of clipped tokens over the improvement so far."""
         if self._clipped:
-            mean = self._total(torch.tensor([sum(self._clipped), float(len(self._clipped))]))
-            self.figures["clip_fraction"] = float(mean[0] / mean[1])
+            self.figures["clip_fraction"] = sum(self._clipped) / len(self._clipped)
 
     def configure_optimizers(self) -> Any:
         """AdamW on the policy's variant and the value head."""
@@ -343,9 +352,12 @@ class PPOPolicy(FittedModule):
 
 
 def _by_tree(chosen: Sequence[ScoredTree], mask: Tensor, *tensors: Tensor) -> list[PreparedTree]:
-    """Cuts (batch, response) tensors into one piece a response, and the pieces into trees; on the host."""
+    """Cuts (batch, response) tensors into one piece a response, and the pieces into trees; on the host.
+
+    Each piece has memory of its own: a view would be sent to other processes with all that it is a view of.
+    """
     lengths = mask.sum(dim=1).tolist()
-    pieces = [[row[:length] for row, length in zip(tensor.cpu(), lengths, strict=True)] for tensor in tensors]
+    pieces = [[row[:length].clone() for row, length in zip(tensor.cpu(), lengths, strict=True)] for tensor in tensors]
     found, start = [], 0
     for item in chosen:
         stop = start + len(item.fresh)

@@ -16,6 +16,7 @@ from lightning_iterppo.phase import PhaseTools
 from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.settings import LoopSettings
 from lightning_iterppo.talker import Talker
+from lightning_iterppo.trainer import share
 
 _UNITS = {"sample": "responses", "score": "conversations scored", "prepare": "conversations prepared"}
 
@@ -97,7 +98,7 @@ class PolicyImprovement:
     @property
     def _rows(self) -> int:
         """Conversations a pass without gradients, which needs less memory than a step of training."""
-        return max(8, self.settings.policy_batch)
+        return max(8, share(self.settings.policy_batch))
 
     def _fresh_weight(self) -> float:
         """As it is set, or by how much of the returns' variance Q explains; 1 where that was not measured."""

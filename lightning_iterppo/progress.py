@@ -76,7 +76,7 @@ class FitProgress(pl.Callback):
     ) -> None:
         """One more batch."""
         self.progress.done += 1
-        self.progress.tokens += int(batch.tree.position_ids.numel())
+        self.progress.tokens += batch.tree.counted_tokens
         pl_module.log("step", float(self.first_step + trainer.global_step))
         if (batch_idx + 1) % _BATCHES_A_RELEASE == 0:
             release_memory()

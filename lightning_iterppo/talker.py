@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lightning_iterppo.background import Background
-from lightning_iterppo.collection import Failure, collect
+from lightning_iterppo.collection import Failure, collect, too_many
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.customers import Customer
 from lightning_iterppo.delivery import Delivery
+from lightning_iterppo.errors import CustomerError
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.local import LocalEngine, speaking
 from lightning_iterppo.mismatch import Mismatch, compare
@@ -113,10 +114,14 @@ class Talker:
         else:
             if ahead is not None:
                 ahead[1].wait()  # the server is about to be given other weights than those that talk there
-            found = self._talk(customer, self._seeds(kind, count, after), version, prefix, self._moved(count))
-        failures: list[Failure] = gather_lists(found.failures)
-        if failures and self.on_failures is not None:
-            self.on_failures(prefix, failures)
+            found = self._talk(customer, self._seeds(kind, count, after), count, version, prefix)
+        failures: list[Failure] = sorted(gather_lists(found.failures), key=lambda failure: failure.seed)
+        if failures:
+            refused = too_many(failures[-1].error, len(failures), count, self.settings.failed_share)
+            if refused is not None:
+                raise CustomerError(refused)
+            if self.on_failures is not None:
+                self.on_failures(prefix, failures)
         paid: list[dict[str, float]] = gather_lists(found.costs)
         if paid and self.on_usage is not None:
             self.on_usage(prefix, {name: sum(each[name] for each in paid) for name in paid[0]})
@@ -135,7 +140,7 @@ class Talker:
         engine = self._served(prefix)
 
         def work(moved: Callable[[], None]) -> Talked:
-            return self._collected(customer, seeds, version, prefix, engine, lambda done, failed: moved())
+            return self._collected(customer, seeds, count, version, prefix, engine, lambda done, failed: moved())
 
         self._ahead = prefix, Background(work)
 
@@ -162,32 +167,34 @@ class Talker:
         self,
         customer: Callable[[], Customer],
         seeds: range,
+        count: int,
         version: str,
         prefix: str,
-        moved: Callable[[int, int], None],
     ) -> Talked:
+        moved = self._moved(count)
         if self.delivery is None:
             engine = self.engine(self._seed(prefix), keep=True)
             with speaking(self.model):
-                return self._collected(customer, seeds, version, prefix, engine, moved)
+                return self._collected(customer, seeds, count, version, prefix, engine, moved)
         served = self._served(prefix)
 
         def counted(done: int, failed: int) -> None:
             self.tools.progress.tokens = served.generated_tokens
             moved(done, failed)
 
-        return self._collected(customer, seeds, version, prefix, served, counted)
+        return self._collected(customer, seeds, count, version, prefix, served, counted)
 
     def _collected(
         self,
         customer: Callable[[], Customer],
         seeds: range,
+        count: int,
         version: str,
         prefix: str,
         engine: Engine,
         moved: Callable[[int, int], None],
     ) -> Talked:
-        """Has them, and tells how many are over and how many of those failed."""
+        """Has this process's of ``count`` conversations; tells how many are over and how many of those failed."""
         found = Talked()
         found.conversations = collect(
             customer,
@@ -197,10 +204,12 @@ class Talker:
             sampling=self.settings.sampling,
             policy_version=version,
             prefix=prefix,
+            seed=self._seed(prefix),
             batch=self.settings.batch,
             events=self.events,
             timeout=self.settings.customer_timeout,
             failed_share=self.settings.failed_share,
+            among=count,
             on_progress=lambda done: moved(done, len(found.failures)),
             on_failure=found.failures.append,
             on_usage=found.costs.append,
@@ -209,7 +218,7 @@ class Talker:
         return found
 
     def _seed(self, prefix: str) -> int:
-        return self.tools.seed_of(f"{prefix}-0-{rank()}")
+        return self.tools.seed_of(prefix)
 
     def _served(self, prefix: str) -> Engine:
         """An engine of the server's, which has the policy as it is."""

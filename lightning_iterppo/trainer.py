@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import lightning as L
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lightning_iterppo.config import TrainerConfig
@@ -18,6 +19,7 @@ from lightning_iterppo.targets import instantiate
 
 #: The strategy that shards the weights: FSDP2, which Lightning calls model parallelism.
 FSDP: Final = "fsdp"
+Item = TypeVar("Item")
 #: What Lightning's mixed precisions compute in.
 MIXED: Final = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
 
@@ -147,10 +149,36 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if _distributed() else 1
 
 
+def share(count: int) -> int:
+    """How many of so many things a process has at most."""
+    return -(-count // world_size())
+
+
 def barrier() -> None:
     """Waits until every process is here."""
     if _distributed():
         torch.distributed.barrier()
+
+
+def over_processes(values: Tensor, device: torch.device) -> Tensor:
+    """The sum of every process's values, all of one shape, on every process.
+
+    Args:
+        values: this process's.
+        device: where processes can add up: this process's.
+    """
+    if not _distributed():
+        return values
+    total = values.detach().to(device, copy=True)
+    torch.distributed.all_reduce(total)
+    return total.to(values.device)
+
+
+def gather_dealt(items: Sequence[Item]) -> list[Item]:
+    """Items that were dealt out one by one, in their order, on every process: each gives its ``all[rank::world]``."""
+    hands: list[Sequence[Item]] = gather_lists([items])
+    turns = max(map(len, hands))
+    return [hand[turn] for turn in range(turns) for hand in hands if turn < len(hand)]
 
 
 def gather_lists(items: list[Any]) -> list[Any]:

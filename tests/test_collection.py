@@ -38,9 +38,17 @@ class Parrot:
         self.asked: list[list[list[int]]] = []
         self.generated_tokens = 0
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Any = None) -> list[Response]:
         self.asked.append([list(prompt) for prompt in prompts])
         return [self.response] * len(prompts)
+
+
+class Seeded(Parrot):
+    """Remembers the seeds, too."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Any = None) -> list[Response]:
+        self.seeds = [*getattr(self, "seeds", []), list(seeds)]
+        return super().generate(prompts, sampling)
 
 
 class Counting:
@@ -71,6 +79,35 @@ def talk(renderer: ChatRenderer, engine: Any, customer: Any, seeds: Sequence[int
         prefix="run",
         **more,
     )
+
+
+def test_a_suggestion_has_the_seed_of_its_phase_its_customer_and_its_turn(renderer: ChatRenderer) -> None:
+    """And not of who else talks beside it."""
+    together, alone, apart, other = (Seeded(renderer) for _ in range(4))
+    talk(renderer, together, Counting, [3, 2, 4], seed=7)
+    talk(renderer, alone, Counting, [4], seed=7)
+    talk(renderer, apart, Counting, [3, 2, 4], seed=7, batch=1)
+    talk(renderer, other, Counting, [4], seed=8)
+    assert [len(seeds) for seeds in together.seeds] == [3, 3, 2, 1]
+    assert [seeds[-1] for seeds in together.seeds] == [seed for (seed,) in alone.seeds]
+    every = [seed for seeds in together.seeds for seed in seeds]
+    assert sorted(seed for (seed,) in apart.seeds) == sorted(every)
+    assert len({*every, *(seed for (seed,) in other.seeds)}) == 9 + 4
+
+
+def test_failures_are_a_share_of_everybodys_conversations(renderer: ChatRenderer) -> None:
+    class Dropping(Counting):
+        def reset(self, seed: int) -> str:
+            if seed == 2:
+                raise ConnectionError("hung up")
+            return super().reset(seed)
+
+    lost: list[Failure] = []
+    more: dict[str, Any] = {"failed_share": 0.1, "on_failure": lost.append}
+    with pytest.raises(CustomerError, match="hung up"):
+        talk(renderer, Parrot(renderer), Dropping, [1, 2, 3], **more)
+    talk(renderer, Parrot(renderer), Dropping, [1, 2, 3], among=12, **more)
+    assert [failure.seed for failure in lost] == [2]
 
 
 def test_a_conversation_holds_what_was_said_and_earned(renderer: ChatRenderer) -> None:
@@ -457,7 +494,9 @@ def test_who_returns_something_to_wait_for_must_say_so(renderer: ChatRenderer) -
 
 def test_nothing_is_left_waiting_after_an_interruption(renderer: ChatRenderer) -> None:
     class Interrupted(Parrot):
-        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+        def generate(
+            self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Any = None
+        ) -> list[Response]:
             raise KeyboardInterrupt
 
     before = threading.active_count()

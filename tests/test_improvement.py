@@ -43,7 +43,7 @@ class Scripted:
     def generated_tokens(self) -> int:
         return 2 * len(self.asked)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Any = None) -> list[Response]:
         self.asked, self.sampling = [list(prompt) for prompt in prompts], sampling
         words = [COLOURS[(self.seed + number) % 5] for number in range(len(prompts))]
         return [Response(tuple(self.renderer.response_ids(word)), (-1.0, -1.0), True) for word in words]

@@ -658,15 +658,12 @@ def test_a_critic_of_no_known_outcome_is_refused(make_loop: Make) -> None:
         assert loop.summary.status == "failed"
 
 
-def test_fewer_held_out_conversations_than_processes_are_refused(
-    make_loop: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process without any would leave the others waiting for it."""
+def test_held_out_conversations_of_no_known_outcome_are_refused(make_loop: Make) -> None:
     loop = make_loop()
     talks = loop.talk(10, "try", training=True)
-    monkeypatch.setattr(critic_fit, "world_size", lambda: 3)
-    with pytest.raises(LogDataError, match=r"2 held-out conversations .* to 3 processes: raise critic\.validation"):
-        loop.critic_fit._tune(talks[:8], talks[8:])
+    held = [replace(talk, outcome=None) for talk in talks[8:]]
+    with pytest.raises(LogDataError, match=r"none of the 2 held-out conversations .*: raise critic\.validation"):
+        loop.critic_fit._tune(talks[:8], held)
 
 
 def test_a_part_alone_has_the_hooks_of_a_run(make_loop: Make) -> None:

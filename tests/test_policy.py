@@ -375,7 +375,7 @@ def test_an_improvement_stops_when_it_went_too_far(make_language_model: Make) ->
     for rounds, stop in ((1, None), (5, 1e-9), (5, 1e9)):
         model = tiny(make_language_model)
         policy = PPOPolicy(model, learning_rate=1e-2, kl_stop=stop)
-        trainer, watcher = improve(policy, rounds=rounds, batch_size=4, ppo_epochs=2)
+        trainer, watcher = improve(policy, rounds=rounds, batch_size=4, ppo_epochs=2, seed=1)
         weights.append(model.variant_tensors("policy"))
         assert policy.stopped_on_kl is (stop == 1e-9)
         # The round in which it is noticed is not trained on.
@@ -389,5 +389,5 @@ def test_an_improvement_stops_when_it_went_too_far(make_language_model: Make) ->
 def test_a_stopped_improvement_does_not_stop_the_next(make_language_model: Make) -> None:
     policy = PPOPolicy(tiny(make_language_model), learning_rate=1e-2, kl_stop=1e-9)
     for _ in range(2):
-        trainer, _ = improve(policy, rounds=3)
+        trainer, _ = improve(policy, rounds=3, seed=1)
         assert trainer.global_step == 2

@@ -71,24 +71,68 @@ def test_killed_in_the_middle_of_a_phase_and_resumed(undisturbed: Path, tmp_path
     assert comparable(run) == comparable(undisturbed)
 
 
+#: Numbers that two processes cannot divide, down to a batch of one.
+UNEVEN = [
+    *("loop.iterations=2", "loop.conversations=41", "loop.evaluation_conversations=7", "loop.batch=20"),
+    *("critic.epochs=2", "critic.batch_conversations=11", "policy.rounds=2", "policy.ppo_epochs=1"),
+    *("policy.conversations_per_round=13", "policy.batch_conversations=6", "policy.samples_per_state=2"),
+    *("warm_start.epochs=1", "logs.conversations=31", "callbacks.progress=null"),
+]
+
+
+def talks_of(run: Path, name: str) -> list[dict[str, Any]]:
+    lines = (run / "conversations" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def without_likelihoods(talk: dict[str, Any]) -> tuple[dict[str, Any], list[float]]:
+    """A conversation, and apart from it how likely its suggestions were."""
+    suggestions = [turn["suggestion"] for turn in talk["turns"] if turn.get("suggestion")]
+    return talk, [value for each in suggestions for value in each.pop("logprobs")]
+
+
+def numbers_of(run: Path) -> list[dict[str, float]]:
+    with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    timed = ("seconds", "per_second", "memory")
+    return [{key: value for key, value in row.items() if not any(each in key for each in timed)} for row in rows]
+
+
 @pytest.mark.parametrize("kind", ["full", pytest.param("lora", marks=pytest.mark.slow)])
-def test_two_processes_collect_each_conversation_once(tmp_path: Path, kind: str) -> None:
-    done = iterppo(tmp_path, "train", "probe", "-o", "run", "trainer=ddp-cpu", f"model/adaptation={kind}", *SMALL)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["status"], len(summary["iterations"])) == ("finished", 2)
+def test_two_processes_do_what_one_does(tmp_path: Path, kind: str) -> None:
+    """The same conversations, figures and weights, up to the order of sums."""
+    for trainer in ("cpu", "ddp-cpu"):
+        words = [f"trainer={trainer}", f"model/adaptation={kind}", *UNEVEN]
+        done = iterppo(tmp_path, "train", "probe", "-o", trainer, *words)
+        assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "cpu", tmp_path / "ddp-cpu"
     seeds: set[int] = set()
-    for name in ("iteration-000", "iteration-001", "before"):
-        lines = (tmp_path / "run" / "conversations" / f"{name}.jsonl").read_text().splitlines()
-        talks = [json.loads(line) for line in lines]
-        assert len(talks) == len({talk["id"] for talk in talks}) == (20 if name == "before" else 40)
-        seeds |= {talk["seed"] for talk in talks}
-    assert len(seeds) == 100
-    for record in summary["iterations"]:
-        assert record["collected"]["conversations"] == 40
-        assert record["critic"]["turns"] == 2 * 8  # the held-out fifth, counted over both processes
-    weights = "model.safetensors" if kind == "full" else "adapter_model.safetensors"
-    assert (tmp_path / "run" / "checkpoints" / "iteration-001" / "policy" / weights).is_file()
+    for name, count in {"iteration-000": 41, "iteration-001": 41, "before": 7, "after": 7}.items():
+        expected, found = talks_of(one, name), talks_of(two, name)
+        assert len(expected) == len(found) == count
+        for own, other in zip(found, expected, strict=True):
+            (own_talk, own_logprobs), (other_talk, other_logprobs) = map(without_likelihoods, (own, other))
+            assert own_talk == other_talk
+            assert own_logprobs == pytest.approx(other_logprobs, abs=1e-4)
+            seeds.add(own["seed"])
+    assert len(seeds) == 41 + 41 + 7
+    wanted, summary = (json.loads((run / "summary.json").read_text()) for run in (one, two))
+    assert summary["status"] == "finished"
+    for key in ("before", "after", "logs"):
+        assert summary[key] == wanted[key]
+    for mine, theirs in zip(summary["iterations"], wanted["iterations"], strict=True):
+        assert (mine["collected"], mine["tokens"]) == (theirs["collected"], theirs["tokens"])
+        for part in ("critic", "policy"):
+            assert mine[part] == pytest.approx(theirs[part], abs=1e-4)
+        assert mine["critic"]["turns"] == 2 * 8  # the held-out fifth, counted over both processes
+    assert len(numbers_of(one)) > 50
+    for mine, theirs in zip(numbers_of(two), numbers_of(one), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    for part in ("policy", "critic"):
+        found, expected = (weights(run, part) for run in (two, one))
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
 
 
 SHARDED = [

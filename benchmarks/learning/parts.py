@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
 from lightning_iterppo.conversation import Conversation
-from lightning_iterppo.data.samples import PreparedTree, ScoredTree, collate_samples
+from lightning_iterppo.data.parts import load_parts
+from lightning_iterppo.data.samples import PolicyBatch, ScoredTree, collate_samples
 from lightning_iterppo.data.turns import LoggedTree, RandomBatches, TurnDataModule
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import ANCHOR, POLICY
@@ -39,12 +40,12 @@ class LoggedSamples(pl.LightningDataModule):
         self.trees = trees
         self.seed = seed
 
-    def train_dataloader(self) -> DataLoader[PreparedTree]:
+    def train_dataloader(self) -> DataLoader[PolicyBatch]:
         """All of them, as often as ``policy.ppo_epochs`` says."""
         settings, pad = self.loop.settings, self.loop.renderer.pad_token_id
         prepared = self.loop.policy.prepare(self.trees, rows=64, at_anchor=True)
         batches = RandomBatches(len(prepared), settings.policy_batch, seed=self.seed, passes=settings.ppo_epochs)
-        return DataLoader(prepared, batch_sampler=batches, collate_fn=lambda items: collate_samples(items, pad))  # type: ignore[arg-type]
+        return load_parts(prepared, batches, lambda items, n: collate_samples(items, pad, stand_ins=n))
 
 
 class LoggedImprovement:

@@ -90,8 +90,10 @@ class PlainEngine:
         self.generated_tokens = 0
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
-        """One response a prompt; the log-probabilities are not asked for and are zeros."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int] | None = None
+    ) -> list[Response]:
+        """One response a prompt, from torch's own randomness; log-probabilities are not asked for and are zeros."""
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.pad)
         mask = torch.zeros_like(ids)
@@ -131,11 +133,13 @@ class Watched:
         """How many tokens were sampled."""
         return self.engine.generated_tokens
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int] | None = None
+    ) -> list[Response]:
         """What the engine says."""
         self.prompts.append([list(prompt) for prompt in prompts])
         started = time.perf_counter()
-        found = self.engine.generate(prompts, sampling)
+        found = self.engine.generate(prompts, sampling, seeds=seeds)
         self.seconds.append(time.perf_counter() - started)
         self.tokens = sum(len(p) + len(r.token_ids) for p, r in zip(prompts, found, strict=True))
         return found

@@ -75,15 +75,15 @@ class PolicyBatch:
         )
 
 
-def collate_samples(items: Sequence[PreparedTree], pad_token_id: int) -> PolicyBatch:
-    """One batch of prepared trees."""
+def collate_samples(items: Sequence[PreparedTree], pad_token_id: int, *, stand_ins: int = 0) -> PolicyBatch:
+    """One batch of prepared trees, of which the last ``stand_ins`` count nothing."""
 
     def padded(name: str) -> Tensor:
         parts: list[Tensor] = [tensor for item in items for tensor in getattr(item, name)]
         return pad_sequence(parts, batch_first=True)
 
     return PolicyBatch(
-        tree=collate_trees([item.tree for item in items], pad_token_id),
+        tree=collate_trees([item.tree for item in items], pad_token_id, stand_ins=stand_ins),
         fresh=torch.tensor([flag for item in items for flag in item.fresh]),
         old_logprobs=padded("old_logprobs"),
         old_values=padded("old_values"),

@@ -9,9 +9,10 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.data.parts import Parts, load_parts
 from lightning_iterppo.data.trees import KEPT_CONVERSATIONS, LoggedTree, LoggedTrees, token_lengths
 from lightning_iterppo.data.views import select
 from lightning_iterppo.models.rendering import ChatRenderer
@@ -51,20 +52,6 @@ def split_conversations(
     return select(conversations, np.sort(order[held:])), select(conversations, np.sort(order[:held]))
 
 
-def shard(items: Sequence[LoggedTree], rank: int, world_size: int, *, equal: bool) -> Sequence[LoggedTree]:
-    """The items of one process.
-
-    With ``equal`` every process gets the same number, the first ones repeated if need be: processes that take different
-    numbers of steps would wait for each other for ever.
-    """
-    if world_size == 1:
-        return items
-    chosen = np.arange(rank, len(items), world_size)
-    if equal and len(items) and len(chosen) < -(-len(items) // world_size):
-        chosen = np.append(chosen, rank % len(items))
-    return select(items, chosen)
-
-
 class RandomBatches(Sampler[list[int]]):
     """Batches that each are a random part of the items.
 
@@ -94,17 +81,6 @@ class RandomBatches(Sampler[list[int]]):
                 yield order[start : start + self.batch_size]
 
 
-class _Listed(Dataset[LoggedTree]):
-    def __init__(self, items: Sequence[LoggedTree]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> LoggedTree:
-        return self.items[index]
-
-
 class TurnDataModule(pl.LightningDataModule):
     """Conversations for `QCritic` and `WarmStart`.
 
@@ -116,7 +92,7 @@ class TurnDataModule(pl.LightningDataModule):
         validation: whole conversations held out; empty skips validation.
         renderer: the model's chat template.
         gamma: discount from turn to turn.
-        batch_size: conversations a batch; a batch holds all their turns.
+        batch_size: conversations a batch, over all processes; a batch holds all their turns.
         seed: the order of the batches.
         unknown_outcomes: keep conversations whose outcome is unknown, for `WarmStart`; `QCritic` cannot use them.
         bounds: the returns that the critic can fit (``critic.objective.bounds``); None for any.
@@ -173,37 +149,39 @@ class TurnDataModule(pl.LightningDataModule):
         if not self.train_trees:
             raise ValueError("no training conversation has a known outcome, so there is nothing to learn from")
 
-    def _own(self, items: Sequence[LoggedTree], *, equal: bool) -> Sequence[LoggedTree]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return shard(items, rank, world, equal=equal)
+    def _by_length(self, items: Sequence[LoggedTree]) -> DataLoader[TurnBatch]:
+        return load_parts(items, self._batches_by_length(items), self.collate)
 
-    def _by_length(self, items: Sequence[LoggedTree]) -> DataLoader[LoggedTree]:
-        own = self._own(items, equal=False)
-        order = np.argsort(token_lengths(own), kind="stable").tolist()
-        return DataLoader(_Listed(own), batch_size=self.batch_size, sampler=order, collate_fn=self.collate)
+    def _batches_by_length(self, items: Sequence[LoggedTree]) -> list[list[int]]:
+        order: list[int] = np.argsort(token_lengths(items), kind="stable").tolist()
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
-    def collate(self, items: Sequence[LoggedTree]) -> TurnBatch:
-        """A batch of conversations."""
+    def collate(self, items: Sequence[LoggedTree], stand_ins: int = 0) -> TurnBatch:
+        """A batch of conversations, of which the last ``stand_ins`` count nothing."""
         returns = [value for item in items for value in item.returns]
         weights = [value for item in items for value in item.weights or [1.0] * len(item.returns)]
         return TurnBatch(
-            collate_trees([item.tree for item in items], self.renderer.pad_token_id),
+            collate_trees([item.tree for item in items], self.renderer.pad_token_id, stand_ins=stand_ins),
             torch.tensor(returns, dtype=torch.float32),
             torch.tensor(weights, dtype=torch.float32),
         )
 
-    def train_dataloader(self) -> DataLoader[LoggedTree]:
-        """Batches of training conversations, in random order."""
+    def train_dataloader(self) -> DataLoader[TurnBatch]:
+        """This process's parts of batches of training conversations, in random order."""
         items = self.train_trees if self.relabel is None else self.relabel(self.train_trees)
-        own = self._own(items, equal=True)
-        batches = RandomBatches(len(own), self.batch_size, seed=self.seed + self._loads)
+        batches = RandomBatches(len(items), self.batch_size, seed=self.seed + self._loads)
         self._loads += 1
-        return DataLoader(_Listed(own), batch_sampler=batches, collate_fn=self.collate)
+        return load_parts(items, batches, self.collate)
 
-    def reading_dataloader(self) -> DataLoader[LoggedTree]:
+    def reading_dataloader(self) -> DataLoader[TurnBatch]:
         """Training conversations in the order of their lengths, which pads least: for a pass that trains nothing."""
         return self._by_length(self.train_trees)
 
-    def val_dataloader(self) -> DataLoader[LoggedTree] | list[DataLoader[LoggedTree]]:
-        """Batches of held-out conversations."""
+    def reading_order(self) -> list[int]:
+        """Which training conversations `reading_dataloader` gives this process, in its order, without stand-ins."""
+        parts = Parts(self._batches_by_length(self.train_trees))
+        return [index for part in parts for index in part.items[: len(part.items) - part.stand_ins]]
+
+    def val_dataloader(self) -> DataLoader[TurnBatch] | list[DataLoader[TurnBatch]]:
+        """This process's parts of batches of held-out conversations."""
         return self._by_length(self.validation_trees) if self.validation_trees else []

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# An advantage of 0 comes out as 1e-7 of either sign: what is cut there is nothing.
+_ROUNDING = 1e-5
+
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the entries where ``mask`` is true; 0 when there is none. Same shapes; gives a scalar."""
@@ -25,13 +28,13 @@ def clipped_policy_loss(
         clip: ε.
 
     Returns:
-        The loss, and the share of tokens where the clipped term was the smaller one; both scalars.
+        The loss, and the share of tokens where the clipped term was the smaller one, by more than rounding; scalars.
     """
     ratio = torch.exp(logprobs - old_logprobs)
     unclipped = ratio * advantages
     clipped = torch.clamp(ratio, 1.0 - clip, 1.0 + clip) * advantages
     loss = -masked_mean(torch.minimum(unclipped, clipped), mask)
-    fraction = masked_mean((clipped < unclipped).to(loss.dtype), mask)
+    fraction = masked_mean((unclipped - clipped > _ROUNDING).to(loss.dtype), mask)
     return loss, fraction.detach()
 
 

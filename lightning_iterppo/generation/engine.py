@@ -34,8 +34,17 @@ class Engine(Protocol):
     def generated_tokens(self) -> int:
         """How many tokens this engine has sampled so far."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
-        """One response for each prompt, in the same order. The same prompt may occur several times."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int] | None = None
+    ) -> list[Response]:
+        """One response for each prompt, in the same order. The same prompt may occur several times.
+
+        Args:
+            prompts: token ids.
+            sampling: how.
+            seeds: one a prompt, from 0 to below 2⁶³. A response's randomness comes from its own seed alone, as far as
+                the engine can do that: several processes then say what one says. None takes the engine's own.
+        """
 
 
 @dataclass(frozen=True, slots=True)

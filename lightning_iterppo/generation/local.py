@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_iterppo.generation.cache import SlotCache
 from lightning_iterppo.generation.engine import Response
 from lightning_iterppo.generation.prompts import PromptQueue, continued_rows
+from lightning_iterppo.generation.randomness import seeds_in_turn, uniforms
 from lightning_iterppo.generation.sampling import Sampling, sample_tokens
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
 from lightning_iterppo.models.modes import evaluating
@@ -42,7 +43,8 @@ class LocalEngine:
     Args:
         model: the model.
         stop_token_id: the token that ends a response.
-        seed: the randomness of this engine; the same seed and the same calls give the same responses.
+        seed: the randomness of responses that are asked for without a seed of their own; the same seed and the same
+            calls give the same ones.
         rows: how many responses are sampled side by side. More is faster and holds more memory.
         keep: keep the keys and values of the last call for prompts that go on from it. The weights must not change
             between two such calls.
@@ -71,8 +73,9 @@ class LocalEngine:
         self.variant = variant
         self.grouped = grouped
         self.on_step = on_step
-        self.generator = torch.Generator(device=model.device).manual_seed(seed)
+        self.seed = seed
         self._generated = 0
+        self._answered = 0
         self._cache: SlotCache | None = None
         self._texts: list[tuple[int, ...]] = []  # the tokens that each kept row holds
 
@@ -82,19 +85,29 @@ class LocalEngine:
         return self._generated
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int] | None = None
+    ) -> list[Response]:
         """One response a prompt, in order.
 
+        With a seed a response is the same whatever else is asked for beside it, in how many rows, and on which process,
+        up to rounding: a row of other neighbours may differ in its last digits.
+
         Raises:
-            ValueError: a prompt is empty.
+            ValueError: a prompt is empty, or there are not as many seeds as prompts.
         """
         if any(len(prompt) == 0 for prompt in prompts):
             raise ValueError("a prompt needs at least one token")
+        if seeds is None:
+            seeds = seeds_in_turn(self.seed, self._answered, len(prompts))
+        if len(seeds) != len(prompts):
+            raise ValueError(f"every prompt needs a seed: found {len(seeds)} seeds for {len(prompts)} prompts")
+        self._answered += len(prompts)
         with speaking(self.model, self.variant), self.model.grouped() if self.grouped else nullcontext():
             keys = [tuple(prompt) for prompt in prompts]
-            return self._continue(keys, sampling) if self.keep else self._fresh(keys, sampling)
+            return self._continue(keys, sampling, seeds) if self.keep else self._fresh(keys, sampling, seeds)
 
-    def _fresh(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling) -> list[Response]:
+    def _fresh(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int]) -> list[Response]:
         """Decodes `rows` prompts side by side; a row that ended is the next prompt's."""
 
         def read(texts: Sequence[tuple[int, ...]]) -> tuple[SlotCache, Tensor]:
@@ -107,10 +120,10 @@ class LocalEngine:
             return []
         cache, hidden, owners = first.cache.take(first.rows, first.lengths), first.hidden, first.indexes
         del first  # and with it what was read, once it is given out
-        responses, _ = self._decode(cache, hidden, owners, sampling, queue)
+        responses, _ = self._decode(cache, hidden, owners, sampling, seeds, queue)
         return [responses[index] for index in range(len(prompts))]
 
-    def _continue(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling) -> list[Response]:
+    def _continue(self, prompts: Sequence[tuple[int, ...]], sampling: Sampling, seeds: Sequence[int]) -> list[Response]:
         """Goes on from the rows of the last call; rows that no prompt goes on from are given to others or dropped."""
         if not prompts:
             return []
@@ -119,7 +132,7 @@ class LocalEngine:
         hidden = self._read(cache, [prompt[count:] for prompt, count in zip(prompts, known, strict=True)])
         last = [len(prompt) - count - 1 for prompt, count in zip(prompts, known, strict=True)]
         everyone = list(range(len(prompts)))
-        found, cache = self._decode(cache, hidden[everyone, last], everyone, sampling)
+        found, cache = self._decode(cache, hidden[everyone, last], everyone, sampling, seeds)
         self._cache = cache
         # The last sampled token was never read: the next call begins with it.
         self._texts = [prompt + found[row].token_ids[:-1] for row, prompt in enumerate(prompts)]
@@ -198,6 +211,7 @@ class LocalEngine:
         hidden: Tensor,
         owners: list[int],
         sampling: Sampling,
+        seeds: Sequence[int],
         queue: PromptQueue | None = None,
     ) -> tuple[dict[int, Response], SlotCache]:
         """Samples until every row ended.
@@ -207,6 +221,7 @@ class LocalEngine:
             hidden: (rows, hidden), predicts each row's first token.
             owners: whose response each row's is; without a queue the row's own number.
             sampling: how.
+            seeds: of all prompts' responses, by their owners.
             queue: prompts for the rows that end.
 
         Returns:
@@ -216,8 +231,14 @@ class LocalEngine:
         logprobs: dict[int, list[float]] = {owner: [] for owner in owners}
         whole = cache
         running = [True] * len(owners)
+        numbers = self._numbers(seeds, owners, sampling)
+        steps = torch.zeros(len(owners), 1, dtype=torch.long, device=numbers.device)  # which number is a row's next
         while True:
-            drawn, drawn_logprobs = sample_tokens(self.model.logits(hidden), sampling, self.generator)
+            drawn, drawn_logprobs = sample_tokens(
+                self.model.logits(hidden), sampling, numbers.gather(1, steps).squeeze(1)
+            )
+            # A row that ended is computed on, with a number that nobody looks at.
+            steps = (steps + 1).clamp_(max=sampling.max_new_tokens - 1)
             drawn_list, logprob_list = drawn.tolist(), drawn_logprobs.tolist()
             alive = [row for row, runs in enumerate(running) if runs]
             for row in alive:
@@ -238,6 +259,7 @@ class LocalEngine:
                     smaller = cache.take(kept)
                     self._put_back(whole, cache, owners, ended)
                     cache, owners, drawn = smaller, [owners[row] for row in kept], drawn[kept]
+                    numbers, steps = numbers[kept], steps[kept]
                     running = [True] * len(kept)
             if any(running):
                 hidden = self._forward(cache, drawn[:, None], torch.tensor(running).long())[:, 0]
@@ -245,6 +267,8 @@ class LocalEngine:
                 rows = ended[: len(admitted.indexes)]
                 cache.put(rows, admitted.cache, admitted.rows, admitted.lengths)
                 hidden[rows] = admitted.hidden
+                numbers[rows] = self._numbers(seeds, admitted.indexes, sampling)
+                steps[rows] = 0
                 for row, owner in zip(rows, admitted.indexes, strict=True):
                     owners[row], running[row] = owner, True
                     tokens[owner], logprobs[owner] = [], []
@@ -254,6 +278,10 @@ class LocalEngine:
             owner: Response(tuple(ids), tuple(logprobs[owner]), ids[-1] == self.stop_token_id)
             for owner, ids in tokens.items()
         }, whole
+
+    def _numbers(self, seeds: Sequence[int], owners: Sequence[int], sampling: Sampling) -> Tensor:
+        """The random numbers of some responses, (responses, most tokens)."""
+        return uniforms([seeds[owner] for owner in owners], sampling.max_new_tokens).to(self.model.device)
 
     def _put_back(self, whole: SlotCache, part: SlotCache, owners: Sequence[int], rows: Sequence[int]) -> None:
         """Writes what rows of a smaller batch added back into the whole, when the whole is wanted later."""

@@ -20,6 +20,7 @@ from urllib.parse import urljoin
 from lightning_iterppo.errors import ConfigError, EngineError
 from lightning_iterppo.extras import need
 from lightning_iterppo.generation.engine import PolicyFiles, Response
+from lightning_iterppo.generation.randomness import seeds_in_turn
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.rendering import ChatRenderer
 
@@ -174,7 +175,8 @@ class OpenAIEngine:
     Args:
         server: whom it asks.
         model: under which name.
-        seed: the same seed and the same calls ask for the same samples; servers promise little.
+        seed: the randomness of responses that are asked for without a seed of their own: the same seed and the same
+            calls ask for the same samples. Servers promise little.
         renderer: the model's chat template and tokenizer.
     """
 
@@ -183,6 +185,7 @@ class OpenAIEngine:
         self.model = model
         self.renderer = renderer
         self._seed = seed
+        self._asked = 0
         self._generated = 0
 
     @property
@@ -190,21 +193,24 @@ class OpenAIEngine:
         """How many tokens were sampled so far."""
         return self._generated
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
-        """One response a prompt, in order.
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int] | None = None
+    ) -> list[Response]:
+        """One response a prompt, in order. The seeds are those of the requests.
 
         Raises:
             EngineError: the server failed, or said what cannot be.
         """
-        first = self._seed
-        self._seed = (first + len(prompts)) % 2**31
+        own = seeds_in_turn(self._seed, self._asked, len(prompts)) if seeds is None else seeds
+        self._asked += len(prompts)
 
         def asked(number: int) -> Response:
             prompt: Sequence[int] | str = prompts[number]
             if not self.server.token_prompts:
                 prompt = str(self.renderer.tokenizer.decode(list(prompts[number]), skip_special_tokens=False))
-            seed, stop = (first + number) % 2**31, self.renderer.stop_token_id
-            return self._response(self.server.complete(self.model, prompt, sampling, seed, stop))
+            stop = self.renderer.stop_token_id
+            # Servers take what fits into 32 bits.
+            return self._response(self.server.complete(self.model, prompt, sampling, own[number] % 2**31, stop))
 
         with ThreadPoolExecutor(max(1, min(self.server.concurrency, len(prompts)))) as pool:
             found = list(pool.map(asked, range(len(prompts))))

@@ -44,13 +44,13 @@ class Sampling:
             raise ValueError(f"sampling.max_new_tokens must be at least 1, found {self.max_new_tokens}")
 
 
-def sample_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, sampling: Sampling, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Draws one token a row.
 
     Args:
         logits: (batch, vocabulary), float32.
         sampling: temperature and top-p.
-        generator: where the randomness comes from.
+        numbers: where the randomness comes from: one in [0, 1) a row, (batch,), float64.
 
     Returns:
         Tokens (batch,) and their log-probabilities under the distribution they were drawn from (batch,).
@@ -70,7 +70,7 @@ def sample_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator
     # large as the vocabulary is summed up in float64, which keeps rare tokens from being lost.
     pieces = F.pad(logprobs.exp(), (0, -logprobs.shape[-1] % _PIECE)).view(len(logits), -1, _PIECE)
     sums = pieces.sum(-1, dtype=torch.float64).cumsum(-1)  # (batch, pieces)
-    drawn = torch.rand(len(sums), 1, generator=generator, dtype=torch.float64, device=logits.device) * sums[:, -1:]
+    drawn = numbers[:, None] * sums[:, -1:]
     piece = torch.searchsorted(sums, drawn, right=True).clamp(max=sums.shape[-1] - 1)  # (batch, 1)
     within = pieces.gather(1, piece[..., None].expand(-1, 1, _PIECE)).squeeze(1).cumsum(-1, dtype=torch.float64)
     rest = drawn - F.pad(sums, (1, 0)).gather(-1, piece)

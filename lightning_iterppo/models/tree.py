@@ -100,7 +100,7 @@ class TreeBatch:
     The responses of all rows are listed in order: ``action_rows`` (batch,) says which row, ``action_positions`` (batch,
     response) where its tokens stand, ``predict_positions`` (batch, response) where the hidden states stand that predict
     them, ``action_tokens`` (batch, response) what they are, and ``action_mask`` (batch, response) which entries are
-    real.
+    real. The last ``stand_ins`` rows are computed and count nothing: they stand in for rows of other processes.
     """
 
     input_ids: Tensor
@@ -112,6 +112,7 @@ class TreeBatch:
     action_tokens: Tensor
     action_mask: Tensor
     trees: list[TokenTree]
+    stand_ins: int = 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TreeBatch:
         """The batch on another device."""
@@ -135,6 +136,7 @@ class TreeBatch:
             action_tokens=self.action_tokens[own],
             action_mask=self.action_mask[own],
             trees=self.trees[start:stop],
+            stand_ins=max(0, stop - max(start, self._counted_rows)),
         )
 
     def trunk_rows(self, chosen: Sequence[int]) -> TreeBatch:
@@ -159,6 +161,25 @@ class TreeBatch:
         """Which of the batch's responses belong to some of its rows."""
         counts = [len(tree.actions) for tree in self.trees]
         return slice(sum(counts[:start]), sum(counts[:stop]))
+
+    @property
+    def _counted_rows(self) -> int:
+        return len(self.trees) - self.stand_ins
+
+    @property
+    def counted(self) -> Tensor:
+        """Which responses count, (batch,): those of all rows but the stand-ins."""
+        return self.action_rows < self._counted_rows
+
+    @property
+    def counted_mask(self) -> Tensor:
+        """Which entries are tokens that count, (batch, response)."""
+        return self.action_mask & self.counted[:, None]
+
+    @property
+    def counted_tokens(self) -> int:
+        """How many tokens the rows that count have."""
+        return sum(len(tree) for tree in self.trees[: self._counted_rows])
 
     @property
     def last_positions(self) -> Tensor:
@@ -201,8 +222,8 @@ def own_rows(batch: TreeBatch) -> tuple[TreeBatch, Tensor, Tensor]:
     return found, torch.from_numpy(rows).to(device), torch.from_numpy(positions).to(device)
 
 
-def collate_trees(trees: Sequence[TokenTree], pad_token_id: int) -> TreeBatch:
-    """One `TreeBatch` of several trees.
+def collate_trees(trees: Sequence[TokenTree], pad_token_id: int, *, stand_ins: int = 0) -> TreeBatch:
+    """One `TreeBatch` of several trees, of which the last ``stand_ins`` count nothing.
 
     Raises:
         ValueError: there is no tree.
@@ -268,4 +289,5 @@ def collate_trees(trees: Sequence[TokenTree], pad_token_id: int) -> TreeBatch:
         action_tokens=torch.from_numpy(tokens),
         action_mask=torch.from_numpy(real),
         trees=list(trees),
+        stand_ins=stand_ins,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from lightning_iterppo.config import Recipe
@@ -47,6 +47,16 @@ class Devices:
         """A process's part of so many things."""
         return -(-count // self.count)
 
+    def own(self, recipe: Recipe) -> Recipe:
+        """The recipe with what one process has of its batches, for the readings below."""
+        imitation, critic, policy = recipe.warm_start, recipe.critic, recipe.policy
+        return replace(
+            recipe,
+            warm_start=replace(imitation, batch_conversations=self.share(imitation.batch_conversations)),
+            critic=replace(critic, batch_conversations=self.share(critic.batch_conversations)),
+            policy=replace(policy, batch_conversations=self.share(policy.batch_conversations)),
+        )
+
 
 def moments_of(
     found: Rehearsed, recipe: Recipe, work: Work, devices: Devices, *, process: int
@@ -55,7 +65,7 @@ def moments_of(
 
     Args:
         found: what the rehearsal found.
-        recipe: the recipe.
+        recipe: with a process's own batches, see `Devices.own`.
         work: what conversations are like.
         devices: who shares the work.
         process: what a process takes without a model.
@@ -91,10 +101,9 @@ def moments_of(
     others = 1 + reference  # the critic, and the reference
     speaking = max(found.spoken.working, found.sampled.working)
     if recipe.customer:
-        moments["collect"] = moment(
-            others, {WORKING: speaking, CACHE: cache, FEATURES: devices.share(logs) * found.features[0]}
-        )
-    known = devices.share(newest + (logs if recipe.critic.use_logs and recipe.customer else 0))
+        moments["collect"] = moment(others, {WORKING: speaking, CACHE: cache, FEATURES: logs * found.features[0]})
+    # Batches are drawn anew in every pass: a process comes to see all conversations.
+    known = newest + (logs if recipe.critic.use_logs and recipe.customer else 0)
     fitted = {WORKING: found.logs.working, FEATURES: known * found.features[0]}
     if found.critic is None:
         moments["fit Q"] = moment(others, fitted)
@@ -102,7 +111,8 @@ def moments_of(
         best = devices.shard(found.variant, weights=True)  # the best epoch's weights
         moments["fit Q"] = moment(others, {**fitted, WORKING: found.critic.working}, found.critic)
         moments["fit Q"][VARIANTS] = moments["fit Q"].get(VARIANTS, 0) + best
-    states = devices.share(min(recipe.policy.conversations_per_round, newest or 10**9))
+    round_ = min(recipe.policy.conversations_per_round, newest or 10**9)
+    states = devices.share(round_)
     prompts = states * work.turns * recipe.policy.samples_per_state
     rows = min(recipe.loop.batch, prompts)
     read = {FEATURES: states * found.features[1]}
@@ -111,9 +121,10 @@ def moments_of(
     moments["score"] = moment(
         others + 1, {WORKING: max(found.first.working, found.prepare.working), **read}, found.policy
     )
+    read = {FEATURES: round_ * found.features[1]}
     moments["train"] = moment(others + 1, {WORKING: found.policy.working, **read}, found.policy, training=True)
     if found.imitation is not None:
-        kept = {FEATURES: devices.share(logs) * found.features[0]}
+        kept = {FEATURES: logs * found.features[0]}
         moments["imitate"] = moment(0, {WORKING: found.imitation.working, **kept}, found.imitation, training=True)
     return moments
 

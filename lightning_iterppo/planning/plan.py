@@ -121,19 +121,20 @@ def make_plan(request: Request) -> Plan:
         ConfigError: a number does not fit the model, or its speed cannot be measured here.
     """
     process = _process(request)
-    found = Rehearsal(request.config, request.recipe, request.work, accelerator=request.accelerator).run()
-    moments = moments_of(found, request.recipe, request.work, request.devices, process=process)
+    own = request.devices.own(request.recipe)
+    found = Rehearsal(request.config, own, request.work, accelerator=request.accelerator).run()
+    moments = moments_of(found, own, request.work, request.devices, process=process)
     if request.flops is None:
-        speed = measured_speed(request.config, request.recipe, request.work, found)
+        speed = measured_speed(request.config, own, request.work, found)
     else:
         speed = nominal_speed(
             found,
-            request.recipe,
+            own,
             flops=request.flops,
             efficiency=request.efficiency or EFFICIENCY,
             bandwidth=request.bandwidth,
         )
-    seconds = seconds_of(found, request.recipe, request.work, request.devices, speed)
+    seconds = seconds_of(found, own, request.work, request.devices, speed)
     return Plan(request, found, moments, seconds, request.memory or _device_memory(request), speed, _notes(request))
 
 

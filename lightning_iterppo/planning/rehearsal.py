@@ -226,7 +226,8 @@ class Rehearsal:
         rows, settings = self.recipe.loop.batch, self.recipe.sampling
         sampling = Sampling(settings.temperature, settings.top_p, settings.max_new_tokens)
         hidden = torch.empty(rows, self.model.hidden_size, dtype=self.model.head_weight.dtype)
-        return self._reading(lambda: sample_tokens(self.model.logits(hidden), sampling, torch.Generator()))
+        numbers = torch.zeros(rows, dtype=torch.float64)
+        return self._reading(lambda: sample_tokens(self.model.logits(hidden), sampling, numbers))
 
     # -- steps ---------------------------------------------------------------------------------------------------
 

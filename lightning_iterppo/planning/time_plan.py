@@ -16,7 +16,7 @@ def seconds_of(
 
     Args:
         found: what the rehearsal found.
-        recipe: the recipe.
+        recipe: with a process's own batches, see `Devices.own`.
         work: what conversations are like; each is taken to be like that.
         devices: who shares the work.
         speed: of one of them.
@@ -62,6 +62,6 @@ def seconds_of(
     states = devices.share(min(recipe.policy.conversations_per_round, talked or recipe.policy.conversations_per_round))
     fitted = recipe.policy.ppo_epochs * train(found.policy, states, recipe.policy.batch_conversations, speed.training)
     improve = sum(judged(states, anchored=number == 0) + fitted for number in range(recipe.policy.rounds))
-    measured = min(states, max(1, MEASURED // devices.count))
+    measured = min(states, devices.share(MEASURED))
     seconds["improve"] = improve + judged(measured, anchored=False)
     return seconds

@@ -84,7 +84,9 @@ def talk_with() -> Callable[..., list[Conversation]]:
     class Engine:
         generated_tokens = 0
 
-        def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
+        def generate(
+            self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Any = None
+        ) -> list[Response]:
             return [said] * len(prompts)
 
     return lambda make, seeds, **more: collect(

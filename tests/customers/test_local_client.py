@@ -80,9 +80,9 @@ def test_all_that_ask_at_once_are_one_batch(make_language_model: Make, monkeypat
     batches: list[int] = []
     generate = local.LocalEngine.generate
 
-    def counted(self: Any, prompts: Any, sampling: Any) -> Any:
+    def counted(self: Any, prompts: Any, sampling: Any, **more: Any) -> Any:
         batches.append(len(prompts))
-        return generate(self, prompts, sampling)
+        return generate(self, prompts, sampling, **more)
 
     monkeypatch.setattr(local.LocalEngine, "generate", counted)
     client, place = LocalClient(max_tokens=4), host(make_language_model("lora"))
@@ -90,6 +90,7 @@ def test_all_that_ask_at_once_are_one_batch(make_language_model: Make, monkeypat
     found = ask(client, 1, 2, 3)
     assert batches == [3]
     assert ask(client, 1, 2, 3) == found  # by their seeds
+    assert ask(client, 2) == found[1:2]  # and not by who else asks
 
 
 def test_the_model_is_told_what_a_server_is_told(make_language_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +118,7 @@ def test_what_fails_is_that_customers_and_says_so(make_language_model: Make, mon
 
     check_customer(customer, seeds=range(2))
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **more: Any) -> Any:
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(local.LocalEngine, "generate", broken)
@@ -144,7 +145,8 @@ SPEC = (
     *("customer.persona={name: [red, blue]}", "customer.agent=null", "customer.outcome.won=e", "customer.max_turns=2"),
     *("customer.outcome.lost=null", "loop.conversations=8", "loop.evaluation_conversations=4", "loop.batch=8"),
     *(
-        "loop.failed_share=0.5",
+        "loop.failed_share=0.8",
+        "seed=2",
         "loop.iterations=1",
         "policy.rounds=1",
         "critic.epochs=1",

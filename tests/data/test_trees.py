@@ -13,7 +13,7 @@ from lightning_iterppo.data import trees as trees_module
 from lightning_iterppo.data.conversation_file import ConversationFile
 from lightning_iterppo.data.logs import write_conversations
 from lightning_iterppo.data.trees import LoggedTree, LoggedTrees, Retargeted, token_lengths
-from lightning_iterppo.data.turns import TurnDataModule, shard, split_conversations
+from lightning_iterppo.data.turns import TurnDataModule, split_conversations
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import make_scratch_tokenizer
 from lightning_iterppo.models.tree import TokenTree
@@ -76,7 +76,7 @@ def test_lengths_are_known_without_rendering(renderer: ChatRenderer, monkeypatch
     found = Retargeted(items, (item.returns for item in items))
     monkeypatch.setattr(ChatRenderer, "render", None)
     assert token_lengths(items).tolist() == token_lengths(found).tolist() == expected.tolist()
-    assert token_lengths(shard(found, 1, 2, equal=False)).tolist() == expected[1::2].tolist()
+    assert token_lengths(found[1::2]).tolist() == expected[1::2].tolist()
 
 
 def alive(kind: type) -> int:

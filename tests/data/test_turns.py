@@ -7,11 +7,10 @@ from collections import Counter
 import pytest
 
 from lightning_iterppo.conversation import Conversation, Turn
-from lightning_iterppo.data.trees import LoggedTree, LoggedTrees
-from lightning_iterppo.data.turns import RandomBatches, TurnDataModule, shard, split_conversations
+from lightning_iterppo.data.trees import LoggedTrees
+from lightning_iterppo.data.turns import RandomBatches, TurnDataModule, split_conversations
 from lightning_iterppo.models.rendering import ChatRenderer
 from lightning_iterppo.models.scratch import make_scratch_tokenizer
-from lightning_iterppo.models.tree import TokenTree
 
 
 @pytest.fixture
@@ -80,18 +79,6 @@ def test_training_mixes_lengths_and_reading_does_not(renderer: ChatRenderer) -> 
     )
     assert read == [1, 1, 1, 1]
     assert min(trained) > 1
-
-
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("count", [1, 2, 7, 9])
-def test_processes_share_the_conversations_out(world: int, count: int) -> None:
-    items = [LoggedTree(TokenTree(), [float(number)]) for number in range(count)]
-    unequal = [shard(items, rank, world, equal=False) for rank in range(world)]
-    assert sorted(item.returns[0] for part in unequal for item in part) == list(range(count))
-    equal = [shard(items, rank, world, equal=True) for rank in range(world)]
-    assert len({len(part) for part in equal}) == 1
-    assert {item.returns[0] for part in equal for item in part} == set(range(count))
-    assert sum(map(len, equal)) < count + world
 
 
 def test_a_batch_holds_all_turns_of_its_conversations(renderer: ChatRenderer) -> None:

@@ -30,14 +30,19 @@ class GenerateEngine:
         self.model = model.eval()
         self.stop = renderer.stop_token_id
         self.generated_tokens = 0
-        torch.manual_seed(seed)
+        self.seed = seed
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[Response]:
-        """One response a prompt."""
-        return [self._one(prompt, sampling) for prompt in prompts]
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, *, seeds: Sequence[int] | None = None
+    ) -> list[Response]:
+        """One response a prompt, each from its own seed."""
+        own = seeds or [self.seed + number for number in range(len(prompts))]
+        with torch.random.fork_rng():
+            return [self._one(prompt, sampling, seed) for prompt, seed in zip(prompts, own, strict=True)]
 
     @torch.no_grad()
-    def _one(self, prompt: Sequence[int], sampling: Sampling) -> Response:
+    def _one(self, prompt: Sequence[int], sampling: Sampling, seed: int) -> Response:
+        torch.manual_seed(seed)
         ids = torch.tensor([list(prompt)], device=self.model.device)
         made = self.model.generate(
             ids,

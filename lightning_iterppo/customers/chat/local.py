@@ -19,6 +19,7 @@ from lightning_iterppo.customers.chat.client import Answer, Usage
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.generation.engine import Response
 from lightning_iterppo.generation.local import LocalEngine
+from lightning_iterppo.generation.randomness import mixed_seed
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
@@ -96,11 +97,12 @@ class ModelHost:
         try:
             for sampling in dict.fromkeys(each.sampling for each in asked):
                 alike = [each for each in asked if each.sampling == sampling]
-                # One engine draws for all; its seed does not depend on who asked first.
-                seed = sum(each.seed for each in alike) % 2**31
                 stop = self.renderer.stop_token_id
-                engine = LocalEngine(self.model, stop_token_id=stop, seed=seed, variant=variant)
-                responses = engine.generate([each.prompt for each in alike], sampling)
+                engine = LocalEngine(self.model, stop_token_id=stop, seed=0, variant=variant)
+                prompts = [each.prompt for each in alike]
+                # A customer's seeds count up with its turns, and are then its neighbour's: prompts tell them apart.
+                seeds = [mixed_seed(each.seed, *each.prompt) for each in alike]
+                responses = engine.generate(prompts, sampling, seeds=seeds)
                 for each, response in zip(alike, responses, strict=True):
                     each.answer.set_result(response)
         except Exception as error:  # it belongs to those who wait, not to the event loop
