@@ -138,7 +138,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path, kind: str) -> None:
 SHARDED = [
     *("loop.iterations=2", "loop.conversations=24", "loop.evaluation_conversations=0"),
     *("loop.batch=12", "critic.epochs=2", "policy.rounds=2", "policy.ppo_epochs=1", "warm_start.epochs=1"),
-    *("callbacks.progress=null", "model.trim_padding=false"),
+    # With seed 1 two held-out turns are worth the same but for rounding, and AUROC steps by a pair.
+    *("callbacks.progress=null", "model.trim_padding=false", "seed=2"),
 ]
 
 
@@ -158,8 +159,6 @@ def test_weights_in_shards_learn_what_whole_ones_learn(tmp_path: Path, kind: str
         assert done.returncode == 0, done.stderr
     shards, whole = (json.loads((tmp_path / s / "summary.json").read_text()) for s in ("fsdp-cpu", "ddp-cpu"))
     for own, other in zip(shards["iterations"], whole["iterations"], strict=True):
-        # Values of turns that are alike differ by rounding: one may pass another, and AUROC steps by a pair of 32.
-        assert own["critic"].pop("auroc") == pytest.approx(other["critic"].pop("auroc"), abs=1 / 16)
         for part in ("critic", "policy"):
             assert own[part] == pytest.approx(other[part], abs=1e-4)
     for part in ("policy", "critic"):

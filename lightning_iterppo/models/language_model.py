@@ -24,8 +24,8 @@ from lightning_iterppo.models.adaptation import KINDS, Adaptation, Computing, Ki
 from lightning_iterppo.models.attention import grouped
 from lightning_iterppo.models.backbones import Backbone, load_backbone
 from lightning_iterppo.models.folding import Folding
-from lightning_iterppo.models.linear import is_whole, use_few_rows
-from lightning_iterppo.models.logprobs import response_logprobs, score_tokens
+from lightning_iterppo.models.linear import use_few_rows
+from lightning_iterppo.models.output_head import OutputHead
 from lightning_iterppo.models.passes import Passes
 from lightning_iterppo.models.scratch import ScratchConfig
 from lightning_iterppo.models.sharding import Sharding
@@ -63,12 +63,6 @@ class LanguageModel(nn.Module):
         use_few_rows(getattr(model, model.base_model_prefix))
         layers = int(model.config.num_hidden_layers)
         self.hidden_size = int(model.config.hidden_size)
-        # What some models do with what their output embedding gives: Gemma 2, Cohere, Granite.
-        text = model.config.get_text_config()
-        self._logit_cap: float | None = getattr(text, "final_logit_softcapping", None)
-        self._logit_scale = float(getattr(text, "logit_scale", None) or 1) / float(
-            getattr(text, "logits_scaling", None) or 1
-        )
         if adaptation.top_layers is not None and not 0 < adaptation.top_layers <= layers:
             raise ValueError(
                 f"top_layers is {adaptation.top_layers}, but the model has {layers} layers; null adapts all"
@@ -106,6 +100,7 @@ class LanguageModel(nn.Module):
             model.requires_grad_(True)
             self.model = model
             self._sets = WeightSets(model, POLICY)
+        self._head = OutputHead(self.causal_lm, once=self.computing.logits_once)
         self.frozen_layers = layers - (adaptation.top_layers or layers) if self.lora else 0
         self._folding = Folding(self.model) if self.lora and adaptation.fold else None
         kept = adaptation.keep_features and plain_stack(model.config)
@@ -168,7 +163,7 @@ class LanguageModel(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """The output embedding, (vocabulary, hidden)."""
-        return cast(Tensor, self.causal_lm.get_output_embeddings().weight)
+        return self._head.weight
 
     @property
     def keeps_features(self) -> bool:
@@ -204,7 +199,7 @@ class LanguageModel(nn.Module):
             self._sets.use(name)
             if self.head_weight is not self.causal_lm.get_input_embeddings().weight:
                 # The critic makes no logits: under DDP the others would wait for a gradient that never comes.
-                self.causal_lm.get_output_embeddings().requires_grad_(name != CRITIC)
+                self._head.module.requires_grad_(name != CRITIC)
         self.active = name
 
     @property
@@ -360,46 +355,16 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`logprobs.response_logprobs` with this model's output embedding, the fast way when it does not train."""
         with self.precision():
-            return self._response_logprobs(hidden, batch, entropy_gradient)
-
-    def _response_logprobs(
-        self, hidden: Tensor, batch: TreeBatch, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return response_logprobs(
-            hidden,
-            batch,
-            self.logits,
-            frozen_head=self._frozen_head(hidden),
-            entropy_gradient=entropy_gradient,
-        )
+            return self._head.response_logprobs(hidden, batch, entropy_gradient=entropy_gradient)
 
     def score_tokens(self, hidden: Tensor, tokens: Tensor, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """`logprobs.score_tokens` with this model's output embedding: what `response_logprobs` does for real tokens."""
         with self.precision():
-            frozen_head = self._frozen_head(hidden)
-            return score_tokens(hidden, tokens, self.logits, frozen_head=frozen_head, entropy_gradient=entropy_gradient)
-
-    def _frozen_head(self, hidden: Tensor) -> Tensor | None:
-        """The output embedding, if log-probabilities can be made with it the fast way."""
-        # `type` and not `isinstance`: a quantised map is a subclass that does not compute a product with its weight.
-        head = self.causal_lm.get_output_embeddings()
-        frozen = (
-            self.computing.logits_once
-            and self._logit_cap is None
-            and self._logit_scale == 1
-            and type(head) is nn.Linear
-            and getattr(head, "bias", None) is None
-            and hidden.dtype == self.head_weight.dtype
-            and is_whole(self.head_weight)
-            and not self.head_weight.requires_grad
-            and not torch.is_autocast_enabled(hidden.device.type)
-        )
-        return self.head_weight if frozen else None
+            return self._head.score_tokens(hidden, tokens, entropy_gradient=entropy_gradient)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits of the next token in float32, (…, vocabulary)."""
-        found = cast(Tensor, self.causal_lm.get_output_embeddings()(hidden)).float() * self._logit_scale
-        return found if self._logit_cap is None else torch.tanh(found / self._logit_cap) * self._logit_cap
+        return self._head.logits(hidden)
 
     # -- files ---------------------------------------------------------------------------------------------------
 

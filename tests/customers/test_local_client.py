@@ -145,7 +145,7 @@ SPEC = (
     *("customer.persona={name: [red, blue]}", "customer.agent=null", "customer.outcome.won=e", "customer.max_turns=2"),
     *("customer.outcome.lost=null", "loop.conversations=8", "loop.evaluation_conversations=4", "loop.batch=8"),
     *(
-        "loop.failed_share=0.8",
+        "loop.failed_share=0.5",
         "seed=2",
         "loop.iterations=1",
         "policy.rounds=1",
