@@ -276,14 +276,18 @@ class QCritic(FittedModule):
         self._newest = figures
 
     def on_validation_end(self) -> None:
-        """Remembers the weights when they are the best so far: in shards again, where they are divided."""
+        """Remembers the weights when they are the best so far: in shards again, where they are divided.
+
+        Held-out conversations that all ended alike choose nothing: best would be what has forgotten how others end.
+        """
         super().on_validation_end()
         figures, self._newest = self._newest, None
         if figures is None:
             return
         loss = figures["loss"]
         assert loss is not None, "a mean of at least one turn"
-        if self._best is None or loss < self._best[0]:
+        alike = figures["auroc" if self.objective.probability else "explained_variance"] is None
+        if self._best is None or alike or loss < self._best[0]:
             weights = {key: tensor.clone() for key, tensor in self.model.variant_tensors(CRITIC).items()}
             head = {key: tensor.clone() for key, tensor in self.head.tensors().items()}
             self._best = (loss, figures, weights, head)

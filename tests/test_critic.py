@@ -164,6 +164,20 @@ def test_after_a_fit_it_is_the_critic_of_its_best_epoch(make_language_model: Mak
         torch.testing.assert_close(critic(spoiler.batch.tree), spoiler.said[best])
 
 
+def test_held_out_conversations_that_all_ended_alike_choose_no_epoch(make_language_model: Make) -> None:
+    """That with the least loss would be the one that says 1 to everything, whatever it has learnt of failures."""
+    critic, _, data = made(make_language_model)
+    torch.manual_seed(1)
+    known = [talk(n) for n in range(32)]
+    module = data(known, [one for one in known if one.outcome == 1.0][:8])
+    spoiler = Spoiler(module.collate(module.validation_trees))
+    a_trainer(4, callbacks=[spoiler]).fit(critic, module)
+    assert min(spoiler.losses) < spoiler.losses[3]
+    assert critic.figures["auroc"] is None and critic.figures["loss"] == pytest.approx(spoiler.losses[3], abs=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(critic(spoiler.batch.tree), spoiler.said[3])
+
+
 def test_a_second_fit_begins_its_own_count(make_language_model: Make) -> None:
     critic, _, data = made(make_language_model)
     known = [talk(n) for n in range(16)]
