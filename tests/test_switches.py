@@ -17,7 +17,7 @@ from lightning_iterppo.critic import QCritic
 from lightning_iterppo.data.samples import ScoredTree, collate_samples
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.errors import ConfigError
-from lightning_iterppo.models import passes
+from lightning_iterppo.models import passes, recomputed_attention
 from lightning_iterppo.models.adaptation import Computing
 from lightning_iterppo.models.language_model import LanguageModel
 from lightning_iterppo.models.passes import Passes, like_lengths
@@ -30,7 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*self.trainer.*is not registere
 Make = Callable[..., LanguageModel]
 Stir = Callable[..., None]
 Found = dict[str, tuple[Tensor, dict[str, Tensor]]]
-PLAIN = dict.fromkeys(("fold", "keep_features", "share_prefixes", "trim_padding", "logits_once"), False)
+SAVINGS = ("fold", "keep_features", "share_prefixes", "trim_padding", "logits_once", "recompute_attention")
+PLAIN = dict.fromkeys(SAVINGS, False)
 # What saves memory goes with every saving of time.
 LEAN = [("checkpointing",), ("checkpointing", "fold"), ("checkpointing", *PLAIN)]
 
@@ -39,6 +40,12 @@ LEAN = [("checkpointing",), ("checkpointing", "fold"), ("checkpointing", *PLAIN)
 def calls_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of a few thousand weights would not make two passes of one for its padding."""
     monkeypatch.setitem(passes._LAYER_CALL, "cpu", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def attention_is_recomputed_in_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it does not pay, but can be compared to five digits."""
+    monkeypatch.setattr(recomputed_attention, "_DTYPES", (torch.float32,))
 
 
 def a_tree(first: int, turns: int) -> TokenTree:

@@ -22,8 +22,8 @@ class SlotLayer(DynamicLayer):
     A head's slots lie one behind the other, which is how attention reads them: a quarter faster on a processor than
     with the heads of a slot side by side, in which a new token would be written in one piece.
 
-    `SlotCache.extend` says where the next tokens go (``places``), how many slots are in use then (``stop``) and for how
-    many there should be room.
+    `SlotCache.extend` says where the next tokens go (``places``), how many slots are in use then (``stop``), how many
+    attention is given (``seen``) and for how many there should be room.
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,11 @@ class SlotLayer(DynamicLayer):
         self.value_buffer: Tensor | None = None
         self.places: tuple[Tensor, Tensor] | None = None  # rows (rows, 1) and slots (rows, new)
         self.stop = 0
+        self.seen = 0  # slots that attention is given
         self.room = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes (rows, heads, new, width) and gives all slots in use in the same form."""
+        """Writes (rows, heads, new, width) and gives all slots that are seen in the same form."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.key_buffer is None or self.value_buffer is None:
@@ -44,8 +45,8 @@ class SlotLayer(DynamicLayer):
         assert self.places is not None
         self.key_buffer.transpose(1, 2)[self.places] = key_states.transpose(1, 2)
         self.value_buffer.transpose(1, 2)[self.places] = value_states.transpose(1, 2)
-        self.keys = self.key_buffer[:, :, : self.stop]
-        self.values = self.value_buffer[:, :, : self.stop]
+        self.keys = self.key_buffer[:, :, : self.seen]
+        self.values = self.value_buffer[:, :, : self.seen]
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
@@ -93,19 +94,23 @@ class SlotCache:
         lengths: tokens of each row, (rows,), in the memory of the processor.
         room: slots there is room for.
         device: where keys and values are.
+        whole: up to how many new tokens attention is given all the room, in one piece, and not only the slots in use.
     """
 
-    def __init__(self, layers: list[SlotLayer], lengths: Tensor, room: int, device: torch.device) -> None:
+    def __init__(
+        self, layers: list[SlotLayer], lengths: Tensor, room: int, device: torch.device, whole: int = 0
+    ) -> None:
         self.layers = layers
         self.lengths = lengths
         self.room = room
         self.device = device
+        self.whole = whole
         self.cache = Cache(layers=list(layers))
 
     @classmethod
-    def empty(cls, layers: int, rows: int, device: torch.device) -> SlotCache:
+    def empty(cls, layers: int, rows: int, device: torch.device, whole: int = 0) -> SlotCache:
         """Nothing in it yet."""
-        return cls([SlotLayer() for _ in range(layers)], torch.zeros(rows, dtype=torch.long), 0, device)
+        return cls([SlotLayer() for _ in range(layers)], torch.zeros(rows, dtype=torch.long), 0, device, whole)
 
     @property
     def rows(self) -> int:
@@ -121,18 +126,19 @@ class SlotCache:
         """Announces ``new`` tokens a row, of which the first ``counts`` (rows,) are real and the rest fills up.
 
         Returns:
-            Position ids (rows, new) and the attention mask (rows, 1, new, slots) of the new tokens.
+            Position ids (rows, new) and the attention mask (rows, 1, new, slots seen) of the new tokens.
         """
         stop = self.slots + new
         self._reserve(stop)
+        seen = self.room if new <= self.whole else stop
         slots = self.lengths[:, None] + torch.arange(new)
         self.lengths = self.lengths + counts
         # What only fills up is not beyond the positions that the model has.
         positions = torch.minimum(slots, (self.lengths[:, None] - 1).clamp(min=0)).to(self.device)
         places = torch.arange(self.rows)[:, None].to(self.device), slots.to(self.device)
         for layer in self.layers:
-            layer.places, layer.stop, layer.room = places, stop, self.room
-        return positions, torch.arange(stop, device=self.device) <= places[1][:, None, :, None]
+            layer.places, layer.stop, layer.seen, layer.room = places, stop, seen, self.room
+        return positions, torch.arange(seen, device=self.device) <= places[1][:, None, :, None]
 
     def take(self, rows: Sequence[int], keep: Sequence[int] | None = None) -> SlotCache:
         """A copy of some rows (one may be taken several times), each cut to its first ``keep`` tokens."""
@@ -142,7 +148,7 @@ class SlotCache:
             lengths = torch.minimum(lengths, torch.tensor(keep))
         room = min(self.room, _rounded(int(lengths.max()) + _STEP))
         taken = [layer.take(index.to(self.device), room) for layer in self.layers]
-        return SlotCache(taken, lengths, room, self.device)
+        return SlotCache(taken, lengths, room, self.device, self.whole)
 
     def put(
         self, rows: Sequence[int], other: SlotCache, source: Sequence[int], keep: Sequence[int], since: int = 0
@@ -169,7 +175,7 @@ class SlotCache:
     def _reserve(self, slots: int) -> None:
         # By a part of what there is, so that a conversation that grows and grows is copied a few times in all.
         if slots > self.room:
-            self.room = _rounded(max(slots, self.room * 5 // 4))
+            self.room = _rounded(max(slots, self.room * 9 // 8))
 
 
 def _rounded(slots: int) -> int:

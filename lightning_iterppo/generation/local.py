@@ -19,6 +19,7 @@ from lightning_iterppo.generation.engine import Response
 from lightning_iterppo.generation.prompts import PromptQueue, continued_rows
 from lightning_iterppo.generation.randomness import seeds_in_turn, uniforms
 from lightning_iterppo.generation.sampling import Sampling, sample_tokens
+from lightning_iterppo.models.attention import FEW_QUERIES, GROUPED, products_pay
 from lightning_iterppo.models.language_model import POLICY, LanguageModel
 from lightning_iterppo.models.modes import evaluating
 
@@ -183,7 +184,10 @@ class LocalEngine:
         return cache.take([0] * len(texts)), shared
 
     def _empty(self, rows: int) -> SlotCache:
-        return SlotCache.empty(int(self.model.causal_lm.config.num_hidden_layers), rows, self.model.device)
+        config, device = self.model.causal_lm.config, self.model.device
+        products = config._attn_implementation == GROUPED and products_pay(self.model.head_weight.dtype, device)
+        whole = FEW_QUERIES if products else 0
+        return SlotCache.empty(int(config.num_hidden_layers), rows, device, whole)
 
     def _read(self, cache: SlotCache, texts: Sequence[Sequence[int]]) -> Tensor:
         """Appends texts to the rows and gives their hidden states, (rows, tokens, hidden)."""

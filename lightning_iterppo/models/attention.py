@@ -4,6 +4,10 @@ Where several query heads share one head of keys and values, transformers repeat
 soon as there is a mask and more than one query a row; some releases do it with one query too. What was said so far is
 then copied for every piece of text that is read, which takes several times as long as the attention itself. The queries
 of a group can as well stand one below the other: the same products, and no copy.
+
+In 16 bits on a processor torch's fused kernel reads keys and values at a fifth of the speed of memory when there are
+few queries, as in decoding. Two plain products with the softmax between them take half its time, if keys and values are
+in one piece.
 """
 
 from __future__ import annotations
@@ -12,11 +16,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedConfig
 
 GROUPED = "iterppo_grouped"
+# New tokens a row up to which plain products are taken. With more the fused kernel is as fast, and keeps no weights.
+FEW_QUERIES = 16
+
+
+def products_pay(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether few queries are faster in plain products than in the fused kernel."""
+    return device.type == "cpu" and dtype == torch.bfloat16
 
 
 def grouped_attention(
@@ -47,6 +59,9 @@ def grouped_attention(
     rows, heads, queries, width = query.shape
     groups = key.shape[1]
     each = heads // groups
+    if _plain(query, key, value) and dropout == 0:
+        output = _in_products(query, key, value, attention_mask, width**-0.5 if scaling is None else scaling)
+        return output.transpose(1, 2).contiguous(), None
     if queries > 1:
         attention_mask = attention_mask.repeat(1, 1, each, 1)
     output = F.scaled_dot_product_attention(
@@ -58,6 +73,21 @@ def grouped_attention(
         scale=scaling,
     )
     return output.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    few = query.shape[2] <= FEW_QUERIES and query.dtype == key.dtype == value.dtype
+    return few and products_pay(query.dtype, query.device) and key.is_contiguous() and value.is_contiguous()
+
+
+def _in_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """What the fused kernel gives, (rows, heads, queries, width)."""
+    rows, heads, queries, width = query.shape
+    groups, slots = key.shape[1:3]
+    scores = torch.bmm((query * scale).reshape(rows * groups, -1, width), key.view(rows * groups, slots, width).mT)
+    # Looking nowhere is nobody's: what comes of it must only be a number.
+    scores.view(rows, heads, queries, slots).masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    return torch.bmm(scores.softmax(-1), value.view(rows * groups, slots, -1)).view(rows, heads, queries, -1)
 
 
 AttentionInterface.register(GROUPED, grouped_attention)

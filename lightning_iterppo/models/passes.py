@@ -20,6 +20,7 @@ from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.models.adaptation import Computing
 from lightning_iterppo.models.attention import GROUPED
 from lightning_iterppo.models.masks import layer_kinds, masks_of
+from lightning_iterppo.models.recomputed_attention import recomputed
 from lightning_iterppo.models.stacks import layer_span
 from lightning_iterppo.models.tree import TreeBatch, own_rows
 
@@ -175,9 +176,14 @@ class Passes:
         mask = None
         if batch.attention_mask is not None:
             mask = self.attention_mask(batch.attention_mask, batch.position_ids, batch.position_ids)
-        with self._own_layers():
+        with self._own_layers(), self._own_attention():
             output = self.run(position_ids=batch.position_ids, attention_mask=mask, use_cache=False, **inputs)
         return cast(Tensor, output.last_hidden_state)
+
+    def _own_attention(self) -> AbstractContextManager[None]:
+        """For a pass with gradients. A layer that is computed again, or compiled, has transformers' own."""
+        wanted = self.computing.recompute_attention and not (self.computing.checkpointing or self.computing.compile)
+        return recomputed(self.model.config) if wanted and torch.is_grad_enabled() else nullcontext()
 
     @contextmanager
     def _own_layers(self) -> Iterator[None]:

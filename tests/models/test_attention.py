@@ -9,8 +9,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations import sdpa_attention
 
+from lightning_iterppo.generation import local
 from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
+from lightning_iterppo.models import attention
+from lightning_iterppo.models.attention import grouped_attention
 from lightning_iterppo.models.backbones import Backbone
 from lightning_iterppo.models.language_model import Adaptation, LanguageModel
 from lightning_iterppo.models.scratch import make_scratch_tokenizer
@@ -70,3 +73,35 @@ def test_another_attention_is_left_as_it_is(model: LanguageModel) -> None:
     model.causal_lm.set_attn_implementation("eager")
     with model.grouped():
         assert model.causal_lm.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("new", [1, 5])
+def test_few_queries_in_plain_products_are_as_exact_as_16_bits_are(new: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(3, new, 6, 8, generator=draw).transpose(1, 2)  # as transformers gives it
+    key, value = (torch.randn(3, 2, 40, 8, generator=draw) for _ in range(2))
+    mask = torch.rand(3, 1, new, 40, generator=draw) < 0.5
+    mask[..., 0] = True
+    exact, _ = grouped_attention(torch.nn.Identity(), query, key, value, mask)
+    halves = [each.to(torch.bfloat16) for each in (query, key, value)]
+    fused, _ = grouped_attention(
+        torch.nn.Identity(), halves[0], halves[1][:, :, :40].mT.contiguous().mT, halves[2], mask
+    )
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    found, _ = grouped_attention(torch.nn.Identity(), *halves, mask)
+    assert found.dtype == torch.bfloat16
+    assert found.shape == exact.shape
+    assert (found - exact).norm() < 2 * (fused - exact).norm()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_an_engine_that_attends_in_plain_products_says_the_same(
+    model: LanguageModel, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 32 bits, where it does not pay, but where the two are equal."""
+    for module in (attention, local):
+        monkeypatch.setattr(module, "products_pay", lambda *_: True)
+    plain, counted = attention._in_products, []
+    monkeypatch.setattr(attention, "_in_products", lambda *given: counted.append(1) or plain(*given))
+    test_the_engine_says_the_same_with_and_without(model, keep)
+    assert len(counted) > 20
