@@ -7,7 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from lightning_iterppo.processes import is_first
 #: The run directory that the first process chose, for the processes that it starts: their clocks would choose others.
 RUN_VARIABLE = "ITERPPO_RUN"
 RECIPE_FILE = "recipe.yaml"
+RUNS = Path("runs")
 _SIGNS_OF_A_RUN = (RECIPE_FILE, "summary.json", "checkpoints", "conversations")
 
 #: Warnings that are about how we use Lightning on purpose, and say nothing to a user.
@@ -68,7 +69,7 @@ def train(arguments: argparse.Namespace, job: Job) -> int:
         run = arguments.output or _default_run(config.name)
         _need_fresh_run(run)
     job.run = run
-    with _announced(run):
+    with _announced(run), _taken(run) if arguments.output is None else nullcontext():
         summary = _operations(job).train(config, run, arguments.resume is not None)
     if arguments.json:
         output.say_json(summary.to_json())
@@ -294,12 +295,31 @@ def _default_run(name: str) -> Path:
         if announced is None:
             raise ConfigError("say -o RUN: processes that a launcher started would each choose a directory of its own")
         return Path(announced)
-    place = Path("runs") / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    place = RUNS / name / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     free, count = place, 1
-    while free.exists():  # Another run began in the same second.
-        count += 1
-        free = place.with_name(f"{place.name}_{count}")
-    return free
+    while True:
+        try:
+            free.mkdir(parents=True)  # It is taken from now on: runs are often begun side by side.
+        except FileExistsError:
+            count += 1
+            free = place.with_name(f"{place.name}_{count}")
+        except NotADirectoryError as error:
+            raise RunDirectoryError(
+                f"{free.parent} cannot hold a run, there is a file in its way: give -o RUN"
+            ) from error
+        else:
+            return free
+
+
+@contextmanager
+def _taken(run: Path) -> Iterator[None]:
+    """Gives a directory of `_default_run` back if nothing came of the run."""
+    try:
+        yield
+    finally:
+        for place in (run, run.parent, RUNS):
+            if is_first() and RUNS in run.parents and place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
 
 
 @contextmanager

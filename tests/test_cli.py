@@ -226,6 +226,32 @@ def test_default_run_directories_are_fresh(operations: Operations) -> None:
     assert first != second and first.parent == second.parent == Path("runs/probe")
 
 
+def test_runs_that_begin_side_by_side_have_directories_of_their_own(
+    operations: Operations, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before either has written anything, which takes until the model is loaded."""
+    found: list[Path] = []
+
+    def train(config: Any, run: Path, resume: bool) -> Any:
+        found.append(run)
+        if len(found) < 3:
+            assert main(["train", "probe"]) == 0
+        return SUMMARY
+
+    monkeypatch.setattr(operations, "train", train)
+    assert main(["train", "probe"]) == 0
+    assert len(set(found)) == 3
+    assert not (here / "runs").exists()  # nothing came of them
+
+
+def test_a_file_in_the_way_of_runs_is_named(
+    operations: Operations, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "runs").write_text("")
+    assert main(["train", "probe"]) == 2
+    assert "runs/probe cannot hold a run" in capsys.readouterr().err
+
+
 def test_resume_takes_the_recipe_of_the_run(operations: Operations, here: Path) -> None:
     run = a_run(here / "run", "probe")
     assert main(["train", "--resume", str(run)]) == 0
