@@ -94,6 +94,7 @@ def build_parts(config: Recipe) -> Parts:
             high=critic.high,
             pooling=critic.pooling,  # type: ignore[arg-type]
             layer=critic.layer,
+            question=None if critic.question is None else renderer.question_ids(critic.question),
             micro_batch=config.trainer.micro_batch,
         ),
         warm_start=WarmStart(

@@ -175,6 +175,10 @@ class CriticConfig:
     # Whose hidden states, from 1. Lower costs less, and tells more of what is said and less of what will be said next;
     # null is the last layer.
     layer: int | None = None
+    # A question that the model reads after every message, as if the customer asked it, like "Will this conversation end
+    # well for the assistant?". The head sees what it makes of it: with `mean` beside the conversation, with `last`
+    # alone. Costs the question's tokens once a message. Null asks nothing.
+    question: str | None = None
     # Earlier iterations whose conversations are fitted beside the newest. Higher has more data that an older policy
     # made (less noise, more bias); 0 uses the newest only: the critic itself goes on from the iteration before.
     history: int = 0

@@ -75,6 +75,7 @@ _RULES: dict[str, tuple[Test, str]] = {
     "critic.history": _at_least(0),
     "critic.pooling": _one_of(POOLINGS),
     "critic.layer": _at_least(1),
+    "critic.question": (lambda value: bool(str(value).strip()), "some text, or null"),
     "critic.head_prior": _POSITIVE,
     "critic.head_turns": _at_least(1),
     "critic.head_trust": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),

@@ -7,12 +7,14 @@ the model has seen the whole state and the whole action and nothing after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_iterppo.critic_head import ActionFeatures, solve_head
+from lightning_iterppo.critic_question import ask
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.fitted_module import FittedModule
 from lightning_iterppo.functional.calibration import calibration_figures
@@ -27,6 +29,15 @@ from lightning_iterppo.optimization import adamw
 from lightning_iterppo.trainer import gather_lists, over_processes, world_size
 
 Pooling = Literal["last", "mean"]
+
+
+class _Reading(NamedTuple):
+    """A batch as the critic read it, and where the questions stand, if it asks one; see `Asked`."""
+
+    hidden: Tensor
+    batch: TreeBatch
+    after: Tensor | None = None
+    before: Tensor | None = None
 
 
 class QCritic(FittedModule):
@@ -55,6 +66,9 @@ class QCritic(FittedModule):
         layer: whose hidden states, from 1; None is the last one's. Layers above it are not computed. What a
             conversation is about stands clearer in the middle of a language model than at its end, which has the next
             token in mind.
+        question: tokens that are read after every action, as a branch that nothing else sees. The head then sees the
+            last of them, or the mean over them beside that over the conversation, each normalised, added. None asks
+            nothing.
         micro_batch: rows of a step that are computed at a time, see `MicroBatches`.
 
     Raises:
@@ -75,6 +89,7 @@ class QCritic(FittedModule):
         high: float = 1.0,
         pooling: Pooling = "last",
         layer: int | None = None,
+        question: Sequence[int] | None = None,
         micro_batch: MicroBatchSize = None,
     ) -> None:
         super().__init__(model)
@@ -84,6 +99,7 @@ class QCritic(FittedModule):
         self.objective = make_objective(loss, low, high)
         self.pooling = pooling
         self.layer = layer
+        self.question = tuple(question or ())
         self.head = ScalarHead(model.hidden_size, self.objective.outputs)
         #: V(s) at the last token before an action, when `fit_states` has solved for it.
         self.state_head: ScalarHead | None = None
@@ -104,18 +120,35 @@ class QCritic(FittedModule):
 
         ``hl-gauss`` has one dimension more. ``critic.objective.values`` makes it Q.
         """
-        return self._outputs(self._hidden(batch), batch)
+        return self._outputs(self._look(batch))
 
-    def _hidden(self, batch: TreeBatch) -> Tensor:
-        return self.model.hidden(batch, layers=self.layer)
+    def _look(self, batch: TreeBatch, *, states: bool = False) -> _Reading:
+        if not self.question:
+            return _Reading(self.model.hidden(batch, layers=self.layer), batch)
+        asked = ask(batch, self.question, self.model.pad_token_id, states=states)
+        return _Reading(self.model.hidden(asked.batch, layers=self.layer), asked.batch, asked.after, asked.before)
 
-    def _outputs(self, hidden: Tensor, batch: TreeBatch) -> Tensor:
-        outputs: Tensor = self.head(self._read(hidden, batch, batch.last_positions))
+    def _outputs(self, read: _Reading) -> Tensor:
+        outputs: Tensor = self.head(self._seen(read))
         return outputs
 
-    def _read(self, hidden: Tensor, batch: TreeBatch, positions: Tensor) -> Tensor:
-        """What the head sees at one position of every action's row, (batch, hidden)."""
-        return hidden[batch.action_rows, positions] if self.pooling == "last" else _means(hidden, batch, positions)
+    def _seen(self, read: _Reading) -> Tensor:
+        """What the head sees of every action, (batch, hidden)."""
+        return self._pooled(read, read.batch.last_positions, read.after)
+
+    def _seen_before(self, read: _Reading) -> Tensor:
+        """What the head of states sees before every action, (batch, hidden)."""
+        return self._pooled(read, read.batch.predict_positions[:, 0], read.before)
+
+    def _pooled(self, read: _Reading, positions: Tensor, question: Tensor | None) -> Tensor:
+        hidden, rows = read.hidden, read.batch.action_rows
+        if self.pooling == "last":
+            return hidden[rows, positions if question is None else question[:, -1]]
+        means = _means(hidden, read.batch, positions)
+        if question is None:
+            return means
+        asked = hidden[rows[:, None], question].float().mean(1)
+        return F.layer_norm(means, means.shape[-1:]) + F.layer_norm(asked, means.shape[-1:])
 
     @torch.no_grad()
     def score(
@@ -141,19 +174,19 @@ class QCritic(FittedModule):
             for start in range(0, len(order), rows):
                 chosen = order[start : start + rows]
                 batch = collate_trees([trees[i] for i in chosen], self.model.pad_token_id).to(self.model.device)
-                hidden = self._hidden(batch)
-                values = iter(self.objective.values(self._outputs(hidden, batch)).tolist())
-                states = iter(self._values_of_states(hidden, batch))
+                read = self._look(batch, states=self.state_head is not None)
+                values = iter(self.objective.values(self._outputs(read)).tolist())
+                states = iter(self._values_of_states(read))
                 for index in chosen:
                     found[index] = [(next(values), next(states)) for _ in trees[index].actions]
                 if on_batch is not None:
                     on_batch(sum(len(trees[i]) for i in chosen))
         return found
 
-    def _values_of_states(self, hidden: Tensor, batch: TreeBatch) -> list[float | None]:
+    def _values_of_states(self, read: _Reading) -> list[float | None]:
         if self.state_head is None:
-            return [None] * len(batch.action_rows)
-        outputs: Tensor = self.state_head(self._read(hidden, batch, batch.predict_positions[:, 0]))
+            return [None] * len(read.batch.action_rows)
+        outputs: Tensor = self.state_head(self._seen_before(read))
         return list(self.objective.values(outputs).tolist())
 
     # -- the head alone -------------------------------------------------------------------------------------------
@@ -173,11 +206,9 @@ class QCritic(FittedModule):
         with evaluating(self), self.model.using(CRITIC), self.model.whole():
             for batch in batches:
                 tree = batch.tree.to(self.model.device)
-                hidden = self._hidden(tree)
-                values = self.head.seen(self._read(hidden, tree, tree.last_positions)).cpu()
-                before = None
-                if states:
-                    before = self.head.seen(self._read(hidden, tree, tree.predict_positions[:, 0])).cpu()
+                read = self._look(tree, states=states)
+                values = self.head.seen(self._seen(read)).cpu()
+                before = self.head.seen(self._seen_before(read)).cpu() if states else None
                 part = ActionFeatures(values, batch.returns.cpu(), tree.action_rows.cpu(), before)
                 parts.append(part.where(tree.counted.cpu()))
         return ActionFeatures.join(parts)

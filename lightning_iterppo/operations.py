@@ -217,12 +217,29 @@ def _start_from(loop: IterativePPOLoop, policy: Path | None) -> None:
         loop.start_from_policy()
 
 
+def _need_same_reading(config: Recipe, critic: Path) -> None:
+    """A head says nothing of hidden states that it was not fitted to, and would do so without a complaint."""
+    if not (critic / CRITIC_RECIPE).is_file():
+        return
+    theirs = load_recipe(critic / CRITIC_RECIPE).critic
+    for key in ("pooling", "layer", "question"):
+        wanted, found = getattr(theirs, key), getattr(config.critic, key)
+        if wanted != found:
+            wanted, found = ("null" if value is None else value for value in (wanted, found))
+            raise RunDirectoryError(
+                f"--critic {critic} was fitted with critic.{key}={wanted}, and the recipe has {found}: improve with "
+                f'the recipe that it was fitted with, or say "critic.{key}={wanted}"'
+            )
+
+
 def improve(config: Recipe, critic: Path, data: list[Path], run: Path, policy: Path | None = None) -> dict[str, Any]:
     """PPO against a fitted Q on logged states, from a policy or the recipe's model, into a run directory.
 
     Raises:
-        RunDirectoryError: the critic or the policy is none, or the run directory is taken.
+        RunDirectoryError: the critic or the policy is none, the critic reads conversations in another way than the
+            recipe's, or the run directory is taken.
     """
+    _need_same_reading(config, critic)
     logs = read_conversations(data)
     pin_start(config)
     loop = build_loop(config, kept=True)

@@ -259,6 +259,24 @@ def test_a_critic_from_logs_and_an_improvement_with_it(
         operations.improve(amounts, tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run2")
 
 
+@pytest.mark.parametrize(("key", "value"), [("pooling", "mean"), ("layer", 1), ("question", "Is it good?")])
+def test_a_critic_is_read_as_it_was_fitted(make_loop: Callable[..., Any], tmp_path: Path, key: str, value: Any) -> None:
+    talks = make_loop().talk(20, "logs", training=True)
+    write_conversations(tmp_path / "logs.jsonl", talks)
+    config = recipe("lora")
+    setattr(config.critic, key, value)
+    operations.fit_critic(config, [tmp_path / "logs.jsonl"], [], tmp_path / "critic")
+    operations.score(tmp_path / "critic", tmp_path / "logs.jsonl", tmp_path / "scores.jsonl")
+    with pytest.raises(
+        RunDirectoryError, match=rf"was fitted with critic\.{key}={value}.* say \"critic\.{key}="
+    ) as said:
+        operations.improve(recipe("lora"), tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run")
+    assert "\n" not in str(said.value)
+    assert not (tmp_path / "run").exists()
+    made = operations.improve(config, tmp_path / "critic", [tmp_path / "logs.jsonl"], tmp_path / "run")
+    assert 0 < made["reward_mean"] < 1
+
+
 def test_a_critic_and_an_improvement_begin_with_the_policy_they_are_given(run: Run, tmp_path: Path) -> None:
     logs = run.path / "conversations" / "iteration-001.jsonl"
     still = recipe(run.kind, "critic.epochs=0", "critic.solve_head=true", "policy.learning_rate=1e-12")

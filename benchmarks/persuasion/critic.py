@@ -1,9 +1,10 @@
 """The critic on Persuasion for Good: fitted on its training conversations, measured on its validation conversations.
 
 ``python benchmarks/persuasion/critic.py DIRECTORY``, which holds ``train.jsonl`` and ``validation.jsonl``, runs
-``iterppo fit-critic persuasion`` and ``iterppo score``, writes the figures to ``benchmarks/results/persuasion/`` and
-puts them, and what the critic says of three conversations, into ``docs/attribution.md``. ``--write`` only writes the
-table of what is recorded there. Words like ``critic.layer=30`` change the recipe and record nothing.
+``iterppo fit-critic persuasion critic=asking`` and ``iterppo score``, writes the figures to
+``benchmarks/results/persuasion/`` and puts them, and what the critic says of three conversations, into
+``docs/attribution.md``. ``--write`` only writes the table of what is recorded there. Words like ``critic=reading`` or
+``critic.layer=30`` change the recipe and record nothing.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def main() -> None:
     if arguments.directory is None:
         parser.error("say where train.jsonl and validation.jsonl are")
     train, validation = (arguments.directory / f"{name}.jsonl" for name in ("train", "validation"))
-    config = compose("persuasion", [f'logs.path="{train}"', *arguments.overrides])
+    config = compose("persuasion", ["critic=asking", f'logs.path="{train}"', *arguments.overrides])
     with tempfile.TemporaryDirectory() as place:
         critic, scores = arguments.critic or Path(place) / "critic", Path(place) / "scores.jsonl"
         started = time.perf_counter()

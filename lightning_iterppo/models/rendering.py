@@ -197,6 +197,18 @@ class ChatRenderer:
         after = spaced.removeprefix(end) if spaced.startswith(end) else rest
         return ([] if ended else [self.stop_token_id]) + self.encode(after)
 
+    def question_ids(self, text: str) -> list[int]:
+        """The tokens of a question that the customer asks after a message of the agent, up to where the agent answers.
+
+        Raises:
+            ValueError: the question is empty.
+        """
+        if not text.strip():
+            raise ValueError("a question needs some text")
+        said = [Message("customer", "a"), Message("agent", "a"), Message("customer", text)]
+        # Where a template rewrites what came before, a message cannot follow another: the text by itself can.
+        return self.continuation(None, said, ended=True) or self.encode(f"\n{text.strip()}\n")
+
     def suggestion_ids(self, suggestion: Suggestion | None, message: str) -> list[int]:
         """The action's tokens: as sampled where they are known, else the text encoded."""
         if suggestion is None:

@@ -158,7 +158,12 @@ class Rehearsal:
         recipe, model, meter = self.recipe, self.model, self._meter
         policy, critic = (
             PPOPolicy(model),
-            QCritic(model, layer=recipe.critic.layer, pooling=cast(Pooling, recipe.critic.pooling)),
+            QCritic(
+                model,
+                layer=recipe.critic.layer,
+                pooling=cast(Pooling, recipe.critic.pooling),
+                question=_about_tokens(recipe.critic.question),
+            ),
         )
         whole = meter.hold([*model.parameters(), *model.buffers()])
         variant = sum(_bytes(tensor) for tensor in model.variant_tensors(POLICY).values())
@@ -313,6 +318,11 @@ def scored(model: LanguageModel, batch: TreeBatch, policy: PPOPolicy | None = No
     # The entropies are in PPO's terms, with a factor of 0 too.
     values: Tensor = policy.value_head(predicting)
     return logprobs.sum() + entropies.sum() + values.sum()
+
+
+def _about_tokens(question: str | None) -> list[int]:
+    """As many tokens as a question has about, with those of a template around it."""
+    return [] if question is None else [0] * (3 * len(question.split()) // 2 + 8)
 
 
 def cache_of_a_token(model: LanguageModel) -> int:
