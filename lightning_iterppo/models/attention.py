@@ -5,9 +5,9 @@ soon as there is a mask and more than one query a row; some releases do it with 
 then copied for every piece of text that is read, which takes several times as long as the attention itself. The queries
 of a group can as well stand one below the other: the same products, and no copy.
 
-In 16 bits on a processor torch's fused kernel reads keys and values at a fifth of the speed of memory when there are
-few queries, as in decoding. Two plain products with the softmax between them take half its time, if keys and values are
-in one piece.
+In 16 bits on a processor torch's fused kernel reads keys and values at a fraction of the speed of memory when there are
+few queries, as in decoding. Two plain products with the softmax between them take about two thirds of its time, if keys
+and values are in one piece (``benchmarks/speed/attention.py``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 On a processor the backward pass of torch's fused attention takes three times as long as its forward pass in 16 bits,
 and keeps copies of keys and values for every head that shares them. Short rows have small weights: making them once
-more from queries and keys, some rows at a time so that they stay near the processor, takes half to two thirds of that.
+more from queries and keys, some rows at a time so that they stay near the processor, takes less.
 The forward pass is torch's, so that training starts from what was measured without gradients.
 """
 
@@ -19,10 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 RECOMPUTED = "iterppo_recomputed"
-# On two cores with bfloat16 instructions: from 0.4 of the fused backward pass's time at 64 tokens a row to 0.8 at 400,
-# and more than it at 800. In 32 bits it never was faster.
+# On two cores with bfloat16 instructions forward and backward take half of the fused kernel's time at 64 to 128 tokens a
+# row, 0.8 at 200, 0.9 at 300, and as long at 400 (``benchmarks/speed/attention.py``). In 32 bits it never was faster.
 _DTYPES = (torch.bfloat16,)
-_LONGEST = 400
+_LONGEST = 320
 # Weights that are made at a time, at least those of one row.
 _AT_ONCE = 600_000
 

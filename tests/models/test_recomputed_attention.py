@@ -88,7 +88,7 @@ def test_a_row_that_looks_nowhere_spoils_no_other(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("arguments", "tokens"), [({"dropout": 0.1}, 20), ({"position_bias": torch.zeros(5, 6, 20, 20)}, 20), ({}, 401)]
+    ("arguments", "tokens"), [({"dropout": 0.1}, 20), ({"position_bias": torch.zeros(5, 6, 20, 20)}, 20), ({}, 321)]
 )
 def test_what_it_does_not_know_or_win_is_left_to_transformers(
     arguments: dict[str, Any], tokens: int, used: list[int], monkeypatch: pytest.MonkeyPatch
