@@ -19,8 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 RECOMPUTED = "iterppo_recomputed"
-# On two cores with bfloat16 instructions forward and backward take half of the fused kernel's time at 64 to 128 tokens a
-# row, 0.8 at 200, 0.9 at 300, and as long at 400 (``benchmarks/speed/attention.py``). In 32 bits it never was faster.
+# On two cores with bfloat16 instructions forward and backward take half of the fused kernel's time at 64 to 128 tokens
+# a row, 0.8 at 200, 0.9 at 300, and as long at 400 (``benchmarks/speed/attention.py``). In 32 bits it never was faster.
 _DTYPES = (torch.bfloat16,)
 _LONGEST = 320
 # Weights that are made at a time, at least those of one row.
