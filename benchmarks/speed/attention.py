@@ -32,6 +32,7 @@ from lightning_iterppo.models.attention import FEW_QUERIES, grouped_attention
 from lightning_iterppo.models.recomputed_attention import recomputed_attention
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "attention.json"
+COMMAND = "python benchmarks/speed/attention.py"
 HEADS, GROUPS, WIDTH = 9, 3, 64
 TRAINING = ((16, 64), (4, 128), (4, 200), (4, 300))  # rows and tokens
 DECODING = ((64, 200), (32, 200), (4, 460), (4, 1800))
@@ -120,7 +121,7 @@ def main() -> None:
             low, high = found["quartiles"]
             print(f"{part}, {rows} rows of {tokens}: {times}, share {found['share']:.2f} ({low:.2f} to {high:.2f})")
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    write_json_atomically(arguments.output, {**record, "date": date, "machine": describe_machine()})
+    write_json_atomically(arguments.output, {**record, "command": COMMAND, "date": date, "machine": describe_machine()})
 
 
 if __name__ == "__main__":
