@@ -69,7 +69,8 @@ def train(arguments: argparse.Namespace, job: Job) -> int:
         run = arguments.output or _default_run(config.name)
         _need_fresh_run(run)
     job.run = run
-    with _announced(run), _taken(run) if arguments.output is None else nullcontext():
+    chosen = arguments.resume is None and arguments.output is None
+    with _announced(run), _taken(run) if chosen else nullcontext():
         summary = _operations(job).train(config, run, arguments.resume is not None)
     if arguments.json:
         output.say_json(summary.to_json())
@@ -317,8 +318,8 @@ def _taken(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for place in (run, run.parent, RUNS):
-            if is_first() and RUNS in run.parents and place.is_dir() and not any(place.iterdir()):
+        for place in (run, run.parent, RUNS) if is_first() else ():
+            if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
 
 

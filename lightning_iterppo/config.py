@@ -81,7 +81,7 @@ class ModelConfig:
     # Where the output embedding does not train, make logits once for forward and backward. False is for comparison.
     logits_once: bool = True
     # In 16 bits on a processor, compute the attention weights of short rows again in the backward pass, which is faster
-    # than the fused kernel. False is for comparison.
+    # than the fused kernel. False is for comparison; checkpointing and compile do without.
     recompute_attention: bool = True
     # Keep only each layer's input for the backward pass and compute the layer again there: much less memory, for one
     # more forward pass.

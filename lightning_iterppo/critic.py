@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_iterppo.critic_head import ActionFeatures, solve_head
-from lightning_iterppo.critic_question import ask
+from lightning_iterppo.critic_question import Asked, ask
 from lightning_iterppo.data.turns import TurnBatch
 from lightning_iterppo.fitted_module import FittedModule
 from lightning_iterppo.functional.calibration import calibration_figures
@@ -32,12 +32,10 @@ Pooling = Literal["last", "mean"]
 
 
 class _Reading(NamedTuple):
-    """A batch as the critic read it, and where the questions stand, if it asks one; see `Asked`."""
+    """Conversations, with the question if there is one, and their hidden states, (rows, tokens, hidden)."""
 
+    asked: Asked
     hidden: Tensor
-    batch: TreeBatch
-    after: Tensor | None = None
-    before: Tensor | None = None
 
 
 class QCritic(FittedModule):
@@ -123,10 +121,8 @@ class QCritic(FittedModule):
         return self._outputs(self._look(batch))
 
     def _look(self, batch: TreeBatch, *, states: bool = False) -> _Reading:
-        if not self.question:
-            return _Reading(self.model.hidden(batch, layers=self.layer), batch)
         asked = ask(batch, self.question, self.model.pad_token_id, states=states)
-        return _Reading(self.model.hidden(asked.batch, layers=self.layer), asked.batch, asked.after, asked.before)
+        return _Reading(asked, self.model.hidden(asked.batch, layers=self.layer))
 
     def _outputs(self, read: _Reading) -> Tensor:
         outputs: Tensor = self.head(self._seen(read))
@@ -134,17 +130,17 @@ class QCritic(FittedModule):
 
     def _seen(self, read: _Reading) -> Tensor:
         """What the head sees of every action, (batch, hidden)."""
-        return self._pooled(read, read.batch.last_positions, read.after)
+        return self._pooled(read, read.asked.batch.last_positions, read.asked.after)
 
     def _seen_before(self, read: _Reading) -> Tensor:
         """What the head of states sees before every action, (batch, hidden)."""
-        return self._pooled(read, read.batch.predict_positions[:, 0], read.before)
+        return self._pooled(read, read.asked.batch.predict_positions[:, 0], read.asked.before)
 
     def _pooled(self, read: _Reading, positions: Tensor, question: Tensor | None) -> Tensor:
-        hidden, rows = read.hidden, read.batch.action_rows
+        hidden, rows = read.hidden, read.asked.batch.action_rows
         if self.pooling == "last":
             return hidden[rows, positions if question is None else question[:, -1]]
-        means = _means(hidden, read.batch, positions)
+        means = _means(hidden, read.asked.batch, positions)
         if question is None:
             return means
         asked = hidden[rows[:, None], question].float().mean(1)
@@ -185,7 +181,7 @@ class QCritic(FittedModule):
 
     def _values_of_states(self, read: _Reading) -> list[float | None]:
         if self.state_head is None:
-            return [None] * len(read.batch.action_rows)
+            return [None] * len(read.asked.batch.action_rows)
         outputs: Tensor = self.state_head(self._seen_before(read))
         return list(self.objective.values(outputs).tolist())
 

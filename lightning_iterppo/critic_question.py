@@ -21,13 +21,14 @@ class Asked:
 
     Args:
         batch: the rows; the actions are those of the rows without the question, in the same order.
-        after: where the tokens of the question after each action stand in its row, (batch, question).
+        after: where the tokens of the question after each action stand in its row, (batch, question); None if there is
+            no question.
         before: the same of the question in the state before it; None if it was not asked there.
     """
 
     batch: TreeBatch
-    after: Tensor
-    before: Tensor | None
+    after: Tensor | None = None
+    before: Tensor | None = None
 
 
 def ask(batch: TreeBatch, question: Sequence[int], pad_token_id: int, *, states: bool = False) -> Asked:
@@ -35,10 +36,12 @@ def ask(batch: TreeBatch, question: Sequence[int], pad_token_id: int, *, states:
 
     Args:
         batch: rows of conversations.
-        question: its tokens, at least one.
+        question: its tokens; without any the rows stay as they are.
         pad_token_id: fills up rows.
         states: ask in the states before the actions too.
     """
+    if not question:
+        return Asked(batch)
     trees, after, before = [], [], []
     for tree in batch.trees:
         asked, stop = tree.copy(), len(tree)

@@ -16,23 +16,18 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from records import save
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.generation.cache import SlotCache
-from lightning_iterppo.machine import describe_machine
 from lightning_iterppo.models.attention import FEW_QUERIES, grouped_attention
 from lightning_iterppo.models.recomputed_attention import recomputed_attention
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "attention.json"
-COMMAND = "python benchmarks/speed/attention.py"
 HEADS, GROUPS, WIDTH = 9, 3, 64
 TRAINING = ((16, 64), (4, 128), (4, 200), (4, 300))  # rows and tokens
 DECODING = ((64, 200), (32, 200), (4, 460), (4, 1800))
@@ -65,7 +60,6 @@ def training(rows: int, tokens: int) -> dict[str, Callable[[], None]]:
     }
 
 
-@torch.no_grad()
 def decode(whole: int, key: Tensor, query: Tensor) -> Callable[[], None]:
     """One new token after a cache that holds ``key``, as the engine attends to it."""
     rows, _, slots, _ = key.shape
@@ -76,10 +70,10 @@ def decode(whole: int, key: Tensor, query: Tensor) -> Callable[[], None]:
     _, mask = cache.extend(torch.ones(rows, dtype=torch.long), 1)
     read = [layer.update(key[:, :, :1], key[:, :, :1]) for layer in cache.layers]
 
+    @torch.no_grad()
     def run() -> None:
-        with torch.no_grad():
-            for keys, values in read:  # of several layers: the last step's are not at hand any more
-                grouped_attention(Layer(), query, keys, values, mask, scaling=WIDTH**-0.5)
+        for keys, values in read:  # of several layers: the last step's are not at hand any more
+            grouped_attention(Layer(), query, keys, values, mask, scaling=WIDTH**-0.5)
 
     return run
 
@@ -109,7 +103,6 @@ def compared(sides: dict[str, Callable[[], None]], turns: int) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=30)
-    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.manual_seed(0)
     record: dict[str, Any] = {"training": {}, "decoding": {}}
@@ -120,8 +113,7 @@ def main() -> None:
             times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in found["ms"].items())
             low, high = found["quartiles"]
             print(f"{part}, {rows} rows of {tokens}: {times}, share {found['share']:.2f} ({low:.2f} to {high:.2f})")
-    date = datetime.now(timezone.utc).strftime("%Y-%m-%d")
-    write_json_atomically(arguments.output, {**record, "command": COMMAND, "date": date, "machine": describe_machine()})
+    save("attention", record)
 
 
 if __name__ == "__main__":

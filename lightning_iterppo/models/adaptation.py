@@ -53,7 +53,8 @@ class Computing:
         logits_once: where the output embedding does not train, make the gradient of log-probabilities while the logits
             are there; False makes them again in the backward pass, for comparison.
         recompute_attention: on a processor and in 16 bits, compute the attention weights of short rows again in the
-            backward pass, as products of matrices; False leaves it to torch's fused kernel, for comparison.
+            backward pass, as products of matrices; False leaves it to torch's fused kernel, for comparison, as
+            checkpointing and compile do.
         checkpointing: keep only the input of each layer for the backward pass, which computes the layer again: much
             less memory, for one more forward pass.
         compile: let torch.compile fuse what the trained layers do in passes with gradients. Takes a C++ compiler on a

@@ -13,7 +13,7 @@ and values are in one piece (``benchmarks/speed/attention.py``).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -94,15 +94,20 @@ AttentionInterface.register(GROUPED, grouped_attention)
 
 
 @contextmanager
-def grouped(config: PreTrainedConfig) -> Iterator[None]:
-    """Within it, a model of this configuration attends with `grouped_attention` if it groups heads and uses sdpa."""
-    heads = getattr(config, "num_attention_heads", None)
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    if config._attn_implementation != "sdpa" or heads == shared:
+def attending(config: PreTrainedConfig, name: str) -> Iterator[None]:
+    """Within it, a model of this configuration that uses torch's kernel attends with a registered function instead."""
+    if config._attn_implementation != "sdpa":
         yield
         return
-    config._attn_implementation = GROUPED
+    config._attn_implementation = name
     try:
         yield
     finally:
         config._attn_implementation = "sdpa"
+
+
+def grouped(config: PreTrainedConfig) -> AbstractContextManager[None]:
+    """Within it, a model of this configuration attends with `grouped_attention` if it groups heads and uses sdpa."""
+    heads = getattr(config, "num_attention_heads", None)
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return nullcontext() if heads == shared else attending(config, GROUPED)

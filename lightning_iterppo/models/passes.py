@@ -18,9 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.models.adaptation import Computing
-from lightning_iterppo.models.attention import GROUPED
+from lightning_iterppo.models.attention import GROUPED, attending
 from lightning_iterppo.models.masks import layer_kinds, masks_of
-from lightning_iterppo.models.recomputed_attention import recomputed
+from lightning_iterppo.models.recomputed_attention import RECOMPUTED
 from lightning_iterppo.models.stacks import layer_span
 from lightning_iterppo.models.tree import TreeBatch, own_rows
 
@@ -183,7 +183,7 @@ class Passes:
     def _own_attention(self) -> AbstractContextManager[None]:
         """For a pass with gradients. A layer that is computed again, or compiled, has transformers' own."""
         wanted = self.computing.recompute_attention and not (self.computing.checkpointing or self.computing.compile)
-        return recomputed(self.model.config) if wanted and torch.is_grad_enabled() else nullcontext()
+        return attending(self.model.config, RECOMPUTED) if wanted and torch.is_grad_enabled() else nullcontext()
 
     @contextmanager
     def _own_layers(self) -> Iterator[None]:

@@ -8,19 +8,17 @@ The forward pass is torch's, so that training starts from what was measured with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 RECOMPUTED = "iterppo_recomputed"
-# On two cores with bfloat16 instructions forward and backward take half of the fused kernel's time at 64 to 128 tokens
-# a row, 0.8 at 200, 0.9 at 300, and as long at 400 (``benchmarks/speed/attention.py``). In 32 bits it never was faster.
+# On two cores with bfloat16 instructions forward and backward take 0.5 to 0.6 of the fused kernel's time at 64 to 128
+# tokens a row, 0.8 to 0.9 at 300, and as long at 400 (``benchmarks/speed/attention.py``). In 32 bits nothing is gained.
 _DTYPES = (torch.bfloat16,)
 _LONGEST = 320
 # Weights that are made at a time, at least those of one row.
@@ -149,16 +147,3 @@ def _pays(query: Tensor, key: Tensor, value: Tensor) -> bool:
 AttentionInterface.register(RECOMPUTED, recomputed_attention)
 # What it is given in place of no mask at all is what torch's kernel would be given.
 AttentionMaskInterface.register(RECOMPUTED, AttentionMaskInterface()["sdpa"])
-
-
-@contextmanager
-def recomputed(config: PreTrainedConfig) -> Iterator[None]:
-    """Within it, a model of this configuration attends with `recomputed_attention` if it uses torch's kernel."""
-    if config._attn_implementation != "sdpa":
-        yield
-        return
-    config._attn_implementation = RECOMPUTED
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
