@@ -40,8 +40,9 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/iterppo train shop $(ARGS)
 
+# Two processes, since a test takes one core; a file's tests stay together, and what they share is made once.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The packages that formulas are compared to have an environment of their own, on top of the first: torchtune needs an
 # old torchao, beside which peft makes no LoRA.
