@@ -16,9 +16,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lightning_iterppo.config import TrainerConfig
 from lightning_iterppo.targets import instantiate
+from lightning_iterppo.zero import ZeroStage2
 
 #: The strategy that shards the weights: FSDP2, which Lightning calls model parallelism.
 FSDP: Final = "fsdp"
+#: The one that shards what the optimiser has: ZeRO's stage 2.
+DEEPSPEED: Final = "deepspeed"
 Item = TypeVar("Item")
 #: What Lightning's mixed precisions compute in.
 MIXED: Final = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
@@ -92,6 +95,8 @@ class TrainerFactory:
         if strategy == FSDP:
             # The layers are in shards already, so that the processes only have to be there, and be left alone.
             return "ddp" if fabric else ModelParallelStrategy(data_parallel_size=world_size(), tensor_parallel_size=1)
+        if strategy == DEEPSPEED:
+            return "ddp" if fabric else ZeroStage2(self.config.precision, self.autocast)
         if not isinstance(strategy, dict):
             return strategy
         if not fabric:
