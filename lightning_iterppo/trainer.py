@@ -16,11 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lightning_iterppo.config import TrainerConfig
 from lightning_iterppo.targets import instantiate
-from lightning_iterppo.zero import ZeroStage2
+from lightning_iterppo.zero_stage_2 import ZeroStage2
 
 #: The strategy that shards the weights: FSDP2, which Lightning calls model parallelism.
 FSDP: Final = "fsdp"
-#: The one that shards what the optimiser has: ZeRO's stage 2.
+#: The one that shards gradients and Adam's moments: ZeRO's stage 2.
 DEEPSPEED: Final = "deepspeed"
 Item = TypeVar("Item")
 #: What Lightning's mixed precisions compute in.
@@ -47,7 +47,7 @@ class TrainerFactory:
     def several_processes(self) -> bool:
         """Whether the configuration asks for more than one process."""
         devices = self.config.devices
-        if self.sharded:
+        if self.sharded or self.config.strategy == DEEPSPEED:
             return True
         many = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
         return many or self.config.num_nodes > 1
@@ -96,7 +96,8 @@ class TrainerFactory:
             # The layers are in shards already, so that the processes only have to be there, and be left alone.
             return "ddp" if fabric else ModelParallelStrategy(data_parallel_size=world_size(), tensor_parallel_size=1)
         if strategy == DEEPSPEED:
-            return "ddp" if fabric else ZeroStage2(self.config.precision, self.autocast)
+            zero = ZeroStage2(str(self.config.precision), self.autocast)
+            return "ddp" if fabric else zero  # made for Fabric too: what is missing is said before processes start
         if not isinstance(strategy, dict):
             return strategy
         if not fabric:
