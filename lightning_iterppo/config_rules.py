@@ -193,7 +193,7 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError("model.dtype nf4 has weights that trainer.strategy fsdp cannot shard: take bfloat16, or ddp")
     if recipe.trainer.strategy == "deepspeed" and recipe.model.compile:
         raise ConfigError(
-            "model.compile is true, but trainer.strategy deepspeed adds gradients up in the order in which each process "
+            "model.compile is true, but trainer.strategy deepspeed adds gradients up in the order in which a process "
             "has them, which compiled layers may change: make it false, or take ddp"
         )
     _validate_trainer(recipe.trainer)

@@ -298,7 +298,7 @@ def test_what_cannot_be_sharded_is_one_line(word: str, said: str) -> None:
         ("trainer.precision=16-mixed", "take bf16-mixed or 32-true"),
         (
             "trainer.accumulate_grad_batches=2",
-            "trainer.accumulate_grad_batches is 2, but with trainer.strategy deepspeed",
+            "accumulate_grad_batches is 2, but with trainer.strategy deepspeed it must be 1",
         ),
         ("trainer.devices=[2,3]", "choose them by CUDA_VISIBLE_DEVICES=2,3"),
         ("model.compile=true", "model.compile is true, but trainer.strategy deepspeed adds gradients up in the order"),
