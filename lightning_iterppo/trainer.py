@@ -65,9 +65,14 @@ class TrainerFactory:
         """Starts the other processes, so that conversations are shared out before the first fit too.
 
         Does nothing for one process, or where they were started already (torchrun, SLURM).
+
+        Raises:
+            ConfigError: the strategy's package is not installed.
+            MisconfigurationException: Lightning's, where there is no such device.
         """
         if not self.several_processes or torch.distributed.is_initialized():
             return
+        self.make(max_epochs=1)  # which says what is missing: a package, or a device
         fabric = L.Fabric(
             accelerator=self.config.accelerator,
             devices=self.config.devices,
@@ -96,8 +101,7 @@ class TrainerFactory:
             # The layers are in shards already, so that the processes only have to be there, and be left alone.
             return "ddp" if fabric else ModelParallelStrategy(data_parallel_size=world_size(), tensor_parallel_size=1)
         if strategy == DEEPSPEED:
-            zero = ZeroStage2(str(self.config.precision), self.autocast)
-            return "ddp" if fabric else zero  # made for Fabric too: what is missing is said before processes start
+            return "ddp" if fabric else ZeroStage2(str(self.config.precision), self.autocast)
         if not isinstance(strategy, dict):
             return strategy
         if not fabric:
