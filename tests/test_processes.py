@@ -171,6 +171,20 @@ def test_gradients_and_moments_in_parts_learn_what_whole_ones_learn(tmp_path: Pa
             torch.testing.assert_close(tensor, expected_weights[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_gradients_come_in_one_order_whatever_passes_a_process_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The script that is started looks at every step of both processes."""
+    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    monkeypatch.setenv("UNEVEN_PASSES", "1")
+    words = ["trainer=deepspeed", "trainer.accelerator=cpu", "trainer.devices=2", f"model/adaptation={kind}"]
+    script = HERE / "deepspeed_on_processor.py"
+    done = iterppo(tmp_path, "train", "probe", *words, *UNEVEN, "model.checkpointing=true", script=script)
+    assert done.returncode == 0, done.stderr
+
+
 SHARDED = [
     *("loop.iterations=2", "loop.conversations=24", "loop.evaluation_conversations=0"),
     *("loop.batch=12", "critic.epochs=2", "policy.rounds=2", "policy.ppo_epochs=1", "warm_start.epochs=1"),

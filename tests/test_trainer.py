@@ -55,6 +55,7 @@ def test_deepspeed_leaves_the_types_of_weights_and_batches() -> None:
 
     for precision, mixed in (("bf16-mixed", True), ("32-true", False), ("bf16", True)):
         factory = TrainerFactory(TrainerConfig(strategy="deepspeed", precision=precision))
+        assert factory.several_processes and not factory.sharded
         strategy = factory._strategy()
         assert isinstance(strategy, ZeroStage2) and factory._strategy(fabric=True) == "ddp"
         strategy._init_config_if_needed()
