@@ -301,7 +301,7 @@ class TrainerConfig:
     accelerator: str = "auto"
     # How many devices, a list of their numbers, or `auto` for all of them. More than one needs a strategy.
     devices: Any = 1
-    # A name Lightning knows (auto, ddp, …) or {_target_: CLASS, …} for one with arguments.
+    # fsdp, deepspeed, a name Lightning knows (auto, ddp, …) or {_target_: CLASS, …} for one with arguments.
     strategy: Any = "auto"
     # 32-true is exact; bf16-mixed is faster and lighter where the device supports it. Trained weights are float32 in
     # both; frozen ones are what `model.dtype` says.

@@ -20,6 +20,9 @@ LOGGED_REWARDS = ("return", "q", "mix", "none")
 # Of Lightning's, those that leave the trained weights in float32: a step of Adam's is smaller than what half precision
 # can add to a weight. Frozen weights have a type of their own, `model.dtype`.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
+# What DeepSpeed runs on under Lightning, and the precisions that do not scale the loss.
+DEEPSPEED_ACCELERATORS = ("gpu", "cuda")
+DEEPSPEED_PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16")
 
 Test = Callable[[Any], bool]
 
@@ -188,6 +191,11 @@ def validate(recipe: Recipe) -> None:
         )
     if recipe.trainer.strategy == "fsdp" and recipe.model.dtype == "nf4":
         raise ConfigError("model.dtype nf4 has weights that trainer.strategy fsdp cannot shard: take bfloat16, or ddp")
+    if recipe.trainer.strategy == "deepspeed" and recipe.model.compile:
+        raise ConfigError(
+            "model.compile is true, but trainer.strategy deepspeed adds gradients up in the order in which a process "
+            "has them, which compiled layers may change: make it false, or take ddp"
+        )
     _validate_trainer(recipe.trainer)
     _validate_open(recipe)
 
@@ -199,10 +207,12 @@ def _validate_trainer(trainer: TrainerConfig) -> None:
     if not whole and not isinstance(devices, str):
         raise ConfigError(f"trainer.devices is {devices}, but it must be a number, a list of numbers, or auto")
     name = str(strategy.get("_target_")) if isinstance(strategy, dict) else str(strategy)
-    if name != "fsdp" and any(sharded in name.lower() for sharded in ("fsdp", "deepspeed", "modelparallel")):
+    if name == "deepspeed":
+        _validate_deepspeed(trainer)
+    elif name != "fsdp" and any(sharded in name.lower() for sharded in ("fsdp", "deepspeed", "modelparallel")):
         raise ConfigError(
-            f"trainer.strategy is {name}, which shards the weights in its own way: take fsdp, which shards them in the "
-            "library's, or ddp"
+            f"trainer.strategy is {name}, which shards the weights, or rounds them, in its own way: take fsdp, which "
+            "shards them in the library's, or deepspeed, which is ZeRO's stage 2 and leaves them as they are, or ddp"
         )
     if name == "fsdp" and trainer.micro_batch == "auto":
         raise ConfigError(
@@ -213,6 +223,30 @@ def _validate_trainer(trainer: TrainerConfig) -> None:
         _need_target("trainer.strategy", strategy)
     elif not isinstance(strategy, str):
         raise ConfigError(f"trainer.strategy is {strategy}, but it must be a name or {{_target_: CLASS, …}}")
+
+
+def _validate_deepspeed(trainer: TrainerConfig) -> None:
+    if trainer.accelerator not in DEEPSPEED_ACCELERATORS:
+        raise ConfigError(
+            f"trainer.strategy deepspeed is for GPUs of CUDA, but trainer.accelerator is {trainer.accelerator}: make "
+            "it gpu, or take ddp"
+        )
+    if trainer.precision not in DEEPSPEED_PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision is {trainer.precision}, which trainer.strategy deepspeed does not scale gradients for: "
+            "take bf16-mixed or 32-true"
+        )
+    if trainer.accumulate_grad_batches > 1:
+        # Lightning and DeepSpeed each divide by it, and an epoch's last batches would wait for the next one's.
+        raise ConfigError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but with trainer.strategy "
+            "deepspeed it must be 1: raise the batch_conversations, and trainer.micro_batch saves the memory"
+        )
+    if isinstance(trainer.devices, list) and trainer.devices != list(range(len(trainer.devices))):
+        raise ConfigError(
+            f"trainer.devices is {trainer.devices}, but trainer.strategy deepspeed takes the first GPUs: give their "
+            f"number, and choose them by CUDA_VISIBLE_DEVICES={','.join(map(str, trainer.devices))}"
+        )
 
 
 def _validate_open(recipe: Recipe) -> None:

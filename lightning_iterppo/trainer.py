@@ -16,9 +16,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lightning_iterppo.config import TrainerConfig
 from lightning_iterppo.targets import instantiate
+from lightning_iterppo.zero_stage_2 import ZeroStage2
 
 #: The strategy that shards the weights: FSDP2, which Lightning calls model parallelism.
 FSDP: Final = "fsdp"
+#: The one that shards gradients and Adam's moments: ZeRO's stage 2.
+DEEPSPEED: Final = "deepspeed"
 Item = TypeVar("Item")
 #: What Lightning's mixed precisions compute in.
 MIXED: Final = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
@@ -44,7 +47,7 @@ class TrainerFactory:
     def several_processes(self) -> bool:
         """Whether the configuration asks for more than one process."""
         devices = self.config.devices
-        if self.sharded:
+        if self.sharded or self.config.strategy == DEEPSPEED:
             return True
         many = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
         return many or self.config.num_nodes > 1
@@ -62,9 +65,14 @@ class TrainerFactory:
         """Starts the other processes, so that conversations are shared out before the first fit too.
 
         Does nothing for one process, or where they were started already (torchrun, SLURM).
+
+        Raises:
+            ConfigError: the strategy's package is not installed.
+            MisconfigurationException: Lightning's, where there is no such device.
         """
         if not self.several_processes or torch.distributed.is_initialized():
             return
+        self.make(max_epochs=1)  # which says what is missing: a package, or a device
         fabric = L.Fabric(
             accelerator=self.config.accelerator,
             devices=self.config.devices,
@@ -92,6 +100,8 @@ class TrainerFactory:
         if strategy == FSDP:
             # The layers are in shards already, so that the processes only have to be there, and be left alone.
             return "ddp" if fabric else ModelParallelStrategy(data_parallel_size=world_size(), tensor_parallel_size=1)
+        if strategy == DEEPSPEED:
+            return "ddp" if fabric else ZeroStage2(str(self.config.precision), self.autocast)
         if not isinstance(strategy, dict):
             return strategy
         if not fabric:

@@ -236,7 +236,8 @@ def test_composing_leaves_hydra_to_others() -> None:
         ("shop", "critic.validation_fraction=1", ["critic.validation_fraction", "less than 1"]),
         ("shop", "trainer.accelerator=cuda:0", ["trainer.accelerator", "cuda:0", "one of auto, cpu"]),
         ("shop", "trainer.micro_batch=0", ["trainer.micro_batch is 0", "at least 1, auto or null"]),
-        ("shop", "trainer.strategy=deepspeed", ["trainer.strategy is deepspeed", "take fsdp"]),
+        ("shop", "trainer.strategy=deepspeed_stage_3", ["trainer.strategy is deepspeed_stage_3", "take fsdp"]),
+        ("shop", "trainer.strategy=deepspeed_stage_2", ["trainer.strategy is deepspeed_stage_2", "or deepspeed"]),
         ("shop", "trainer.precision=bf16-true", ["trainer.precision is bf16-true", "32-true, bf16-mixed"]),
         ("shop", "trainer.devices=false", ["trainer.devices"]),
         ("shop", "policy.logged_reward=both", ["policy.logged_reward", "return, q, mix, none"]),
@@ -287,6 +288,25 @@ def test_a_mistake_is_one_line(here: Path, recipe: str, override: str, said: lis
 )
 def test_what_cannot_be_sharded_is_one_line(word: str, said: str) -> None:
     assert said in message("shop", "trainer=fsdp", word)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trainer.accelerator=cpu", "deepspeed is for GPUs of CUDA, but trainer.accelerator is cpu"),
+        ("trainer.accelerator=auto", "deepspeed is for GPUs of CUDA, but trainer.accelerator is auto"),
+        ("trainer.precision=16-mixed", "take bf16-mixed or 32-true"),
+        (
+            "trainer.accumulate_grad_batches=2",
+            "accumulate_grad_batches is 2, but with trainer.strategy deepspeed it must be 1",
+        ),
+        ("trainer.devices=[2,3]", "choose them by CUDA_VISIBLE_DEVICES=2,3"),
+        ("model.compile=true", "model.compile is true, but trainer.strategy deepspeed adds gradients up in the order"),
+    ],
+)
+def test_what_deepspeed_cannot_do_as_ddp_does_it_is_one_line(word: str, said: str) -> None:
+    assert compose("shop", ["trainer=deepspeed", "trainer.devices=[0,1]"]).trainer.strategy == "deepspeed"
+    assert said in message("shop", "trainer=deepspeed", word)
 
 
 @pytest.mark.parametrize(

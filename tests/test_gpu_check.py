@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 
 from lightning_iterppo.composition import compose
-from lightning_iterppo.errors import ConfigError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu" / "check.py"
 
@@ -25,15 +24,10 @@ def script() -> ModuleType:
     return module
 
 
-def test_every_check_is_a_recipe_and_what_is_refused_is_refused(script: ModuleType) -> None:
+def test_every_check_is_a_recipe(script: ModuleType) -> None:
     assert len({check.name for check in script.CHECKS}) == len(script.CHECKS)
     for check in script.CHECKS:
-        words = [*script.SMALL, *check.words]
-        if check.refused:
-            with pytest.raises(ConfigError, match="which shards the weights"):
-                compose("shop", words)
-        else:
-            assert compose("shop", words).name == "shop"
+        assert compose("shop", [*script.SMALL, *check.words]).name == "shop"
 
 
 def test_what_a_machine_has_not_got_is_skipped_and_says_why(
@@ -43,11 +37,13 @@ def test_what_a_machine_has_not_got_is_skipped_and_says_why(
     reasons = {check.name: script.skipped(check, "gpu", gpus=1) for check in script.CHECKS}
     assert reasons["ddp on all devices"] == reasons["fsdp on all devices"] == "needs 2 GPUs"
     assert reasons["collecting by vLLM"] == "vllm is not installed"
-    assert reasons["float32"] is None and reasons["deepspeed"] is None
+    assert reasons["float32"] is None
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: None)
+    by_deepspeed = next(check for check in script.CHECKS if check.name == "deepspeed on all devices")
+    assert script.skipped(by_deepspeed, "gpu", gpus=2) == "deepspeed is not installed"
 
 
-def test_a_run_that_the_library_refuses_is_no_failure(script: ModuleType) -> None:
-    refused = next(check for check in script.CHECKS if check.name == "deepspeed")
-    found = script.run(refused, "cpu", 120)
-    assert found.status == "refused" and "which shards the weights in its own way" in found.said
-    assert script.table([found]).splitlines()[-1].startswith("| deepspeed | refused |")
+def test_a_run_that_cannot_begin_is_a_failure_with_its_last_line(script: ModuleType) -> None:
+    found = script.run(script.Check("no such loss", ("critic.loss=none",)), "cpu", 120)
+    assert found.status == "failed" and "critic.loss is none" in found.said
+    assert script.table([found]).splitlines()[-1].startswith("| no such loss | failed |")

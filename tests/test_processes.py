@@ -24,12 +24,13 @@ SMALL = [
 ]
 
 
-def iterppo(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """`iterppo WORDS` in a process of its own, in ``place``."""
+def iterppo(place: Path, *words: str, script: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`iterppo WORDS`, or a script in its place, in a process of its own, in ``place``."""
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         environment.pop(name, None)
-    command = [str(Path(sys.executable).with_name("iterppo")), *words]
+    program = [str(Path(sys.executable).with_name("iterppo"))] if script is None else [sys.executable, str(script)]
+    command = [*program, *words]
     return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=1800)
 
 
@@ -133,6 +134,55 @@ def test_two_processes_do_what_one_does(tmp_path: Path, kind: str) -> None:
         assert found.keys() == expected.keys()
         for name, tensor in found.items():
             torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "own",
+    [
+        pytest.param(["model/adaptation=full", "trainer.precision=32-true"], id="full"),
+        pytest.param(
+            ["model/adaptation=lora", "model.dtype=bfloat16", "trainer.precision=bf16-mixed"], id="lora-bfloat16"
+        ),
+    ],
+)
+def test_gradients_and_moments_in_parts_learn_what_whole_ones_learn(tmp_path: Path, own: list[str]) -> None:
+    """DeepSpeed for real, on two processes of the processor: what DDP does.
+
+    Without clipping, which DeepSpeed rounds in its own way: bfloat16 makes a last digit of a gradient another policy.
+    """
+    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    words = [*own, *UNEVEN, "trainer.gradient_clip_val=null"]
+    ours = iterppo(tmp_path, "train", "probe", "-o", "whole", "trainer=ddp-cpu", *words)
+    assert ours.returncode == 0, ours.stderr
+    here = ["trainer.accelerator=cpu", "trainer.devices=2"]
+    script = HERE / "deepspeed_on_processor.py"
+    done = iterppo(tmp_path, "train", "probe", "-o", "parts", "trainer=deepspeed", *here, *words, script=script)
+    assert done.returncode == 0, done.stderr
+    assert numbers_of(tmp_path / "parts") == [pytest.approx(row, abs=1e-5) for row in numbers_of(tmp_path / "whole")]
+    for name in ("before", "iteration-000", "iteration-001", "after"):
+        found, expected = talks_of(tmp_path / "parts", name), talks_of(tmp_path / "whole", name)
+        for own_talk, other_talk in zip(found, expected, strict=True):
+            assert without_likelihoods(own_talk)[0] == without_likelihoods(other_talk)[0]
+    for part in ("policy", "critic"):
+        found_weights, expected_weights = weights(tmp_path / "parts", part), weights(tmp_path / "whole", part)
+        assert found_weights.keys() == expected_weights.keys()
+        for name, tensor in found_weights.items():
+            torch.testing.assert_close(tensor, expected_weights[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_gradients_come_in_one_order_whatever_passes_a_process_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The script that is started looks at every step of both processes."""
+    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    monkeypatch.setenv("UNEVEN_PASSES", "1")
+    words = ["trainer=deepspeed", "trainer.accelerator=cpu", "trainer.devices=2", f"model/adaptation={kind}"]
+    script = HERE / "deepspeed_on_processor.py"
+    done = iterppo(tmp_path, "train", "probe", *words, *UNEVEN, "model.checkpointing=true", script=script)
+    assert done.returncode == 0, done.stderr
 
 
 SHARDED = [

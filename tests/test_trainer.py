@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_iterppo.config import TrainerConfig
+from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.trainer import TrainerFactory, barrier, gather_lists, rank, world_size
 
 
@@ -45,6 +47,31 @@ def test_a_strategy_may_be_a_class_with_arguments() -> None:
     trainer = TrainerFactory(TrainerConfig(accelerator="cpu", devices=2, strategy=spec)).make(max_epochs=1)
     assert isinstance(trainer.strategy, DDPStrategy)
     assert trainer.strategy.process_group_backend == "gloo"
+
+
+def test_deepspeed_leaves_the_types_of_weights_and_batches() -> None:
+    pytest.importorskip("deepspeed", reason="the extra deepspeed is not installed")
+    from lightning_iterppo.zero_stage_2 import ZeroStage2
+
+    for precision, mixed in (("bf16-mixed", True), ("32-true", False), ("bf16", True)):
+        factory = TrainerFactory(TrainerConfig(strategy="deepspeed", precision=precision))
+        assert factory.several_processes and not factory.sharded
+        strategy = factory._strategy()
+        assert isinstance(strategy, ZeroStage2) and factory._strategy(fabric=True) == "ddp"
+        strategy._init_config_if_needed()
+        assert strategy.config is not None and strategy.config["zero_optimization"]["stage"] == 2
+        assert strategy.config["bf16"] == {"enabled": False} and "fp16" not in strategy.config
+        assert strategy.config["torch_autocast"]["enabled"] is mixed
+        assert strategy.config["torch_autocast"]["lower_precision_safe_modules"] == []
+        weight = torch.nn.Linear(2, 2, dtype=torch.bfloat16)
+        assert strategy.precision_plugin.convert_module(weight).weight.dtype == torch.bfloat16
+        assert strategy.precision_plugin.convert_input(torch.zeros(2, dtype=torch.float32)).dtype == torch.float32
+
+
+def test_deepspeed_that_is_missing_is_named_before_processes_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(ConfigError, match=r"deepspeed is needed for trainer.strategy deepspeed .*\[deepspeed\]"):
+        TrainerFactory(TrainerConfig(strategy="deepspeed", precision="bf16-mixed", devices=2)).launch()
 
 
 def test_threads_are_set() -> None:

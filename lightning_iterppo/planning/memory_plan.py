@@ -89,7 +89,9 @@ def moments_of(
         parts = {PROCESS: process, WEIGHTS: held[0], VARIANTS: held[1]}
         if step is not None:
             parts[GRADIENTS] = devices.shard(step.gradients)
-            parts[MOMENTS] = devices.shard(step.moments)
+            # DeepSpeed's optimiser trains a copy of its part of the weights.
+            copy = step.gradients if devices.strategy == "deepspeed" else 0
+            parts[MOMENTS] = devices.shard(step.moments + copy)
             if devices.count > 1:
                 parts[BUCKETS] = devices.shard(step.gradients)
         return {name: size for name, size in {**parts, **extra}.items() if size}

@@ -180,8 +180,6 @@ def _notes(request: Request) -> tuple[str, ...]:
         found.append("model.dtype=nf4 is planned as bfloat16: the frozen maps take a quarter of that, and more time")
     if devices.count > 1:
         found.append("what processes tell each other takes time that is not counted")
-    if devices.strategy == "deepspeed":
-        found.append("`iterppo train` refuses deepspeed as yet: this is what it would hold")
     return tuple(found)
 
 

@@ -21,7 +21,7 @@ from lightning_iterppo.planning.rehearsal import Work
 
 _UNITS: Final = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)([MB])", re.IGNORECASE)
-#: Strategies that a run refuses as yet (`config_rules`), and that can be planned.
+#: Strategies that divide something among processes.
 SHARDED: Final = ("fsdp", "deepspeed")
 
 
@@ -77,21 +77,15 @@ def read_request(recipe: str, words: Sequence[str]) -> Request:
             others.append(word)
     read = {key: _OWN[key](key, value) for key, value in own.items()}
     count = read.get("devices")
-    strategy: Strategy | None = None
-    chosen = next((word.partition("=")[2] for word in others if word.startswith("trainer=")), None)
-    if chosen is not None and (kind := chosen.removesuffix("-cpu")) in SHARDED:
-        strategy = "fsdp" if kind == "fsdp" else "deepspeed"
-        # What a run refuses can be planned: the recipe is composed as one that it takes.
-        taken = "trainer=ddp-cpu" if chosen.endswith("-cpu") else "trainer=ddp"
-        others = [taken if word == f"trainer={chosen}" else word for word in others]
-    elif chosen is None and (count or 1) > 1:
+    if (count or 1) > 1 and not any(word.startswith("trainer=") for word in others):
         others.append("trainer=ddp")
     shape = _model_word(others)
     composed = compose(recipe, others)
     if count is None:
         count = _count(composed)
-    if strategy is None:
-        strategy = "ddp" if count > 1 else "one"
+    strategy: Strategy = "ddp" if count > 1 else "one"
+    if composed.trainer.strategy in SHARDED:
+        strategy = composed.trainer.strategy
     kind = composed.trainer.accelerator
     accelerator = torch.accelerator.is_available() if kind == "auto" else kind != "cpu"
     if accelerator and not torch.accelerator.is_available() and composed.model.dtype == "auto":
