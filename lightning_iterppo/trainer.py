@@ -45,12 +45,15 @@ class TrainerFactory:
 
     @property
     def several_processes(self) -> bool:
-        """Whether the configuration asks for more than one process."""
+        """Whether the configuration asks for more than one process: all devices are as many as this machine has."""
         devices = self.config.devices
-        if self.sharded or self.config.strategy == DEEPSPEED:
+        if self.sharded or self.config.strategy == DEEPSPEED or self.config.num_nodes > 1:
             return True
-        many = len(devices) > 1 if isinstance(devices, list) else str(devices) not in ("1", "auto")
-        return many or self.config.num_nodes > 1
+        if isinstance(devices, list):
+            return len(devices) > 1
+        if str(devices) in ("auto", "-1"):
+            return self.make(max_epochs=1).num_devices > 1
+        return str(devices) != "1"
 
     @property
     def sharded(self) -> bool:

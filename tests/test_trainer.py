@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_iterppo.config import TrainerConfig
@@ -40,6 +41,13 @@ def test_the_configuration_is_the_trainers() -> None:
 def test_when_there_are_several_processes(devices: Any, nodes: int, several: bool) -> None:
     config = TrainerConfig(accelerator="cpu", devices=devices, num_nodes=nodes)
     assert TrainerFactory(config).several_processes is several
+
+
+def test_all_devices_are_several_processes_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (1, 2):
+        monkeypatch.setattr(CPUAccelerator, "auto_device_count", staticmethod(lambda count=count: count))
+        factory = TrainerFactory(TrainerConfig(accelerator="cpu", devices="auto", strategy="ddp"))
+        assert factory.several_processes is (count > 1)
 
 
 def test_a_strategy_may_be_a_class_with_arguments() -> None:
