@@ -45,8 +45,8 @@ class SetUp:
 
 
 def _gpus(count: int, strategy: Strategy, memory: int = 80) -> SetUp:
-    name = {"ddp": f"{count} × {memory} GB, ddp", "fsdp": f"{count} × {memory} GB, fsdp"}
-    return SetUp(name.get(strategy, f"one GPU of {memory} GB"), memory * 10**9, Devices(count, strategy))
+    name = f"one GPU of {memory} GB" if strategy == "one" else f"{count} × {memory} GB, {strategy}"
+    return SetUp(name, memory * 10**9, Devices(count, strategy))
 
 
 SET_UPS: Final = (
@@ -54,6 +54,7 @@ SET_UPS: Final = (
     _gpus(1, "one", 24),
     _gpus(1, "one", 80),
     _gpus(8, "ddp"),
+    _gpus(8, "deepspeed"),
     _gpus(8, "fsdp"),
 )
 
