@@ -16,8 +16,6 @@ from lightning_iterppo.extras import need
 
 #: Elements of gradients that are added up, or of weights that are put together, at a time: 200 MB of float32.
 BUCKET: Final = 50_000_000
-#: The precisions it has, by all names that Lightning has for them.
-PRECISIONS: Final = {"32-true": "32-true", "32": "32-true", "bf16-mixed": "bf16-mixed", "bf16": "bf16-mixed"}
 
 
 class TypesKept(DeepSpeedPrecision):
@@ -57,7 +55,7 @@ class ZeroStage2(DeepSpeedStrategy):
     free.
 
     Args:
-        precision: of the steps, one of `PRECISIONS`.
+        precision: of the steps: ``bf16-mixed`` or ``32-true``, or Lightning's shorter names of the two.
         autocast: the same, for what is computed outside of them.
 
     Raises:
@@ -66,9 +64,9 @@ class ZeroStage2(DeepSpeedStrategy):
 
     def __init__(self, precision: str, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         need("deepspeed", "for trainer.strategy deepspeed", "deepspeed")
-        name = PRECISIONS[precision]
+        mixed = precision.startswith("bf16")
         super().__init__(
-            precision_plugin=TypesKept(name, autocast),
+            precision_plugin=TypesKept("bf16-mixed" if mixed else "32-true", autocast),
             config={
                 # Only shown by DeepSpeed. Lightning would ask the dataloader for it, and making one samples a round.
                 "train_micro_batch_size_per_gpu": 1,
@@ -77,7 +75,7 @@ class ZeroStage2(DeepSpeedStrategy):
                 "bf16": {"enabled": False},
                 # Gradients of all modules are added up in the types that they have, that is float32.
                 "torch_autocast": {
-                    "enabled": name == "bf16-mixed",
+                    "enabled": mixed,
                     "dtype": "bfloat16",
                     "lower_precision_safe_modules": [],
                 },

@@ -138,15 +138,12 @@ def test_an_environment_of_verifiers_is_a_customer(animals: Path) -> None:
 
 
 def test_its_logs_are_what_it_would_have_said(animals: Path) -> None:
-    from animals import ANIMALS, ANSWERS, logs
+    from animals import ANIMALS, logs
 
     found = logs(200, seed=1)
     for conversation in found:
-        facts = {turn.message: heard for turn, heard in zip(conversation.turns, heard_after(conversation), strict=True)}
-        known = {question: facts[question] for question in ANSWERS if question in facts}
-        last = conversation.turns[-1].message
-        if conversation.outcome == 1.0:
-            assert set(known.values()) <= set(ANIMALS[last])
+        if conversation.outcome:
+            assert set(heard_after(conversation)[:-1]) <= {*ANIMALS[conversation.turns[-1].message]}
     assert 0.15 < sum(conversation.outcome or 0.0 for conversation in found) / len(found) < 0.45
 
 

@@ -129,11 +129,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path, kind: str) -> None:
     assert len(numbers_of(one)) > 40
     for mine, theirs in zip(numbers_of(two), numbers_of(one), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-4)
-    for part in ("policy", "critic"):
-        found, expected = (weights(run, part) for run in (two, one))
-        assert found.keys() == expected.keys()
-        for name, tensor in found.items():
-            torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
+    assert_same_weights(two, one, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -164,11 +160,7 @@ def test_gradients_and_moments_in_parts_learn_what_whole_ones_learn(tmp_path: Pa
         found, expected = talks_of(tmp_path / "parts", name), talks_of(tmp_path / "whole", name)
         for own_talk, other_talk in zip(found, expected, strict=True):
             assert without_likelihoods(own_talk)[0] == without_likelihoods(other_talk)[0]
-    for part in ("policy", "critic"):
-        found_weights, expected_weights = weights(tmp_path / "parts", part), weights(tmp_path / "whole", part)
-        assert found_weights.keys() == expected_weights.keys()
-        for name, tensor in found_weights.items():
-            torch.testing.assert_close(tensor, expected_weights[name], atol=1e-5, rtol=1e-4)
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole", atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -198,6 +190,15 @@ def weights(run: Path, part: str) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+def assert_same_weights(run: Path, other: Path, *, atol: float, rtol: float) -> None:
+    """The policy and the critic of two runs of two iterations."""
+    for part in ("policy", "critic"):
+        found, expected = weights(run, part), weights(other, part)
+        assert found.keys() == expected.keys()
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, expected[name], atol=atol, rtol=rtol)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_weights_in_shards_learn_what_whole_ones_learn(tmp_path: Path, kind: str) -> None:
@@ -211,11 +212,7 @@ def test_weights_in_shards_learn_what_whole_ones_learn(tmp_path: Path, kind: str
     for own, other in zip(shards["iterations"], whole["iterations"], strict=True):
         for part in ("critic", "policy"):
             assert own[part] == pytest.approx(other[part], abs=1e-4)
-    for part in ("policy", "critic"):
-        found, expected = weights(tmp_path / "fsdp-cpu", part), weights(tmp_path / "ddp-cpu", part)
-        assert found.keys() == expected.keys()
-        for name, tensor in found.items():
-            torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=1e-3)
+    assert_same_weights(tmp_path / "fsdp-cpu", tmp_path / "ddp-cpu", atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow

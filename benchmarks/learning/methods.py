@@ -250,15 +250,7 @@ def next_message(loop: IterativePPOLoop) -> None:
 
 #: Iterative PPO on all that was observed: logged actions earn their λ-return less the mean Q of the responses to their
 #: state and are moved by every round; fresh responses count as much as Q explains.
-_OBSERVED: Final = (
-    "policy.logged_reward=return",
-    "policy.logged_lambda=0.7",
-    "policy.logged_ratio=round",
-    "policy.log_actions=true",
-    "policy.log_conversations=400",
-    "policy.history=9",
-    "policy.fresh_weight=null",
-)
+_OBSERVED: Final = ("policy=observed",)
 #: A value head and GAE: the baseline of rewards that come without one. All others bring theirs, or need none.
 _VALUE_HEAD: Final = ("policy.gae_lambda=0.95", "policy.value_coefficient=0.5")
 
