@@ -13,6 +13,7 @@ from lightning_iterppo.delivery import Delivery
 from lightning_iterppo.errors import CustomerError
 from lightning_iterppo.generation.engine import Engine
 from lightning_iterppo.generation.local import LocalEngine, speaking
+from lightning_iterppo.machine import release_memory
 from lightning_iterppo.mismatch import Mismatch, compare
 from lightning_iterppo.models.language_model import ANCHOR, POLICY, LanguageModel
 from lightning_iterppo.models.rendering import ChatRenderer
@@ -157,6 +158,8 @@ class Talker:
 
     def _moved(self, count: int) -> Callable[[int, int], None]:
         def progressed(done: int, failed: int) -> None:
+            # Once a turn: caches of ever other sizes leave the heap in pieces.
+            release_memory()
             progress = self.tools.progress
             progress.done, progress.failed = min(done * world_size(), count), failed
             self.tools.moved()

@@ -59,10 +59,11 @@ def one(number: int, beta: float | None) -> dict[str, Any]:
     prior = fqe.choose_prior(case.turns, gamma=1.0, seed=number)
     q, v = fqe.cross_fitted(case.turns, gamma=1.0, prior=prior, seed=number)
     found = {}
-    direct, sampled = fqe.fitted_q(case.turns, counts[:FITS], gamma=1.0, prior=prior)
+    robust = doubly_robust(case.logs, q, v)
+    direct, sampled = fqe.fitted_q(case.turns, counts[:FITS], gamma=1.0, prior=prior, corrected=robust.value)
     forms = {"chosen": direct.ci95, "percentile": tuple(np.quantile(sampled, [0.025, 0.975])), "normal": None}
     found["fqe"] = _judged(direct.value, forms, case.truth)
-    for name, estimator in (("pdwis", per_decision(case.logs)), ("doubly_robust", doubly_robust(case.logs, q, v))):
+    for name, estimator in (("pdwis", per_decision(case.logs)), ("doubly_robust", robust)):
         made = studentised(estimator, counts)
         half = 1.96 * float(estimator.errors(np.ones((1, len(case.logs))))[0])
         forms = {

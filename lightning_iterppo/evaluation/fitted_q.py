@@ -175,23 +175,28 @@ def values(turns: FeatureTurns, counts: Array, *, gamma: float, prior: float) ->
     return found
 
 
-def fitted_q(turns: FeatureTurns, counts: Array, *, gamma: float, prior: float) -> tuple[Estimate, Array]:
+def fitted_q(
+    turns: FeatureTurns, counts: Array, *, gamma: float, prior: float, corrected: float
+) -> tuple[Estimate, Array]:
     """Fitted-Q evaluation, with the bootstrap of conversations and Q fitted anew to each sample (Hao et al. 2021).
 
-    The interval is the value plus and minus 1.96 standard deviations of the bootstrap. A prior draws Q of what was
-    rarely done towards the mean, in every bootstrap sample once more: their percentiles would count that bias twice.
-    What the interval does not know of is that Q may not be linear in the features.
+    The interval is the value plus and minus 1.96 root mean squared errors: the standard deviation of the bootstrap, and
+    the bias where Q is not linear in the features, which no bootstrap of the same features sees. What the doubly robust
+    estimate adds to this one is what the observed rewards say of that bias; it is counted whole, though a part of it is
+    noise of the weights. Percentiles of the bootstrap would not do: a prior draws Q of what was rarely done towards the
+    mean, in every sample once more, and they count that twice.
 
     Args:
         turns: what was observed.
         counts: bootstrap samples, (samples, n).
         gamma: discount a turn.
         prior: see `fit`.
+        corrected: the doubly robust estimate of the same policy from the same conversations.
 
     Returns:
         The estimate, and the value in each bootstrap sample (samples,).
     """
     value = float(values(turns, np.ones((1, counts.shape[1])), gamma=gamma, prior=prior)[0])
     sampled = values(turns, counts, gamma=gamma, prior=prior)
-    half = _Z95 * float(sampled.std())
+    half = _Z95 * float(np.hypot(sampled.std(), value - corrected))
     return Estimate(value, (value - half, value + half)), sampled

@@ -105,7 +105,7 @@ def policy_value(logs: LoggedTurns, turns: FeatureTurns, settings: ValueSettings
     counts = resamples(len(logs), settings.samples, settings.seed)
     q, v = fqe.cross_fitted(turns, gamma=gamma, prior=prior, seed=settings.seed)
     robust = doubly_robust(logs, q, v, gamma)
-    direct, _ = fqe.fitted_q(turns, counts[: settings.fits], gamma=gamma, prior=prior)
+    direct, _ = fqe.fitted_q(turns, counts[: settings.fits], gamma=gamma, prior=prior, corrected=robust.value)
     return PolicyValue(
         overlap,
         [],

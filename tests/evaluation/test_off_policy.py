@@ -41,6 +41,18 @@ def chance(n: int, *, turns: int = 2, seed: int = 0, spread: float = 0.0) -> tup
     return tables(ratios, rewards, features)
 
 
+def unseen_by_features(n: int) -> tuple[LoggedTurns, FeatureTurns]:
+    """One turn; the good action pays 0.8 and the other one 0.2, and features tell neither apart.
+
+    The logs take either half the time, the policy the good one nine times of ten: its value is 0.74.
+    """
+    rng = np.random.default_rng(3)
+    good = rng.random(n) < 0.5
+    paid = rng.random(n) < np.where(good, 0.8, 0.2)
+    ratios = [[1.8 if each else 0.2] for each in good]
+    return tables(ratios, [[float(each)] for each in paid], [[[0.0]]] * n)
+
+
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
 
@@ -50,7 +62,18 @@ def test_ratios_of_1_give_the_plain_mean() -> None:
     assert per_decision(logs).value == pytest.approx(2 / 3)
     # Done and expected are the same here, so that every correction of Q takes back what Q said.
     assert doubly_robust(logs, q, v).value == pytest.approx(2 / 3)
-    assert fitted_q(turns, np.ones((2, 3)), gamma=1.0, prior=1e-9)[0].value == pytest.approx(2 / 3, abs=0.2)
+    direct, _ = fitted_q(turns, np.ones((2, 3)), gamma=1.0, prior=1e-9, corrected=2 / 3)
+    assert direct.value == pytest.approx(2 / 3, abs=0.2)
+
+
+def test_the_interval_of_fitted_q_evaluation_knows_what_its_features_do_not_tell_apart() -> None:
+    logs, turns = unseen_by_features(500)
+    estimates = policy_value(logs, turns, ValueSettings()).estimates
+    direct, robust = estimates["fqe"], estimates["doubly_robust"]
+    assert direct is not None and robust is not None
+    assert direct.value == pytest.approx(0.5, abs=0.05)  # the mean of what was logged: no Q of an action
+    assert robust.value == pytest.approx(0.74, abs=0.05)
+    assert direct.ci95[0] < 0.26 < 0.74 < direct.ci95[1]
 
 
 def test_a_reward_is_weighted_by_what_was_done_up_to_it_and_by_nothing_later() -> None:
