@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from lightning_iterppo.trainer import gather_lists, rank, world_size
 
 # Where customers' seeds come from: training and evaluation never share one.
 TRAINING_SEEDS, EVALUATION_SEEDS, HELD_OUT_SEEDS = 0, 2**31, 3 * 2**30
+_SECONDS_A_RELEASE = 1.0
 
 
 def _first_seed(kind: int, seed: int) -> int:
@@ -157,9 +159,14 @@ class Talker:
         return range(first, first + count)[rank() :: world_size()]
 
     def _moved(self, count: int) -> Callable[[int, int], None]:
+        released = time.monotonic()
+
         def progressed(done: int, failed: int) -> None:
-            # Once a turn: caches of ever other sizes leave the heap in pieces.
-            release_memory()
+            nonlocal released
+            # Caches of ever other sizes leave the heap in pieces; a small model has a turn in less time than this takes.
+            if time.monotonic() - released > _SECONDS_A_RELEASE:
+                release_memory()
+                released = time.monotonic()
             progress = self.tools.progress
             progress.done, progress.failed = min(done * world_size(), count), failed
             self.tools.moved()
