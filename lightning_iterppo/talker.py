@@ -163,7 +163,7 @@ class Talker:
 
         def progressed(done: int, failed: int) -> None:
             nonlocal released
-            # Caches of ever other sizes leave the heap in pieces; a small model has a turn in less time than this takes.
+            # Caches of ever other sizes leave the heap in pieces; a small model has a turn sooner than this takes.
             if time.monotonic() - released > _SECONDS_A_RELEASE:
                 release_memory()
                 released = time.monotonic()
