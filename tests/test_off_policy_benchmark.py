@@ -67,6 +67,16 @@ def test_recorded_intervals_cover_as_they_say(record: dict[str, Any]) -> None:
             assert 0.90 <= figures["coverage"]["chosen"] <= 0.98, (level["beta"], name)
 
 
+def test_recorded_intervals_of_the_shop_cover_as_they_say(validate: ModuleType) -> None:
+    rows = json.loads(RECORD.with_name("shop.json").read_text(encoding="utf-8"))["rows"]
+    estimated = [row for row in rows if row["verdict"] == "estimated"]
+    assert len({(row["seed"], row["logs"]) for row in rows}) >= 200
+    for distance in (0, 1, 2):
+        of_distance = [row for row in estimated if row["iterations"] == distance]
+        for name in validate.NAMES:
+            assert 0.90 <= validate.share_held(of_distance, name) <= 0.98, (distance, name)
+
+
 def test_far_away_policies_are_refused(record: dict[str, Any]) -> None:
     shares = [level["estimated"] / level["repetitions"] for level in record["levels"]]
     assert shares[0] == 1 and shares[-1] <= 0.05

@@ -165,7 +165,7 @@ def _cells(found: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _share_held(rows: list[dict[str, Any]], estimator: str) -> float:
+def share_held(rows: list[dict[str, Any]], estimator: str) -> float:
     """How many of the intervals hold the truth."""
     ends = [row[estimator]["ci95"] for row in rows]
     return float(np.mean([low <= row["truth"] <= high for row, (low, high) in zip(rows, ends, strict=True)]))
@@ -173,8 +173,10 @@ def _share_held(rows: list[dict[str, Any]], estimator: str) -> float:
 
 def shop_table(record: dict[str, Any]) -> str:
     """The shop's record as a Markdown table: one line a policy, over the repetitions."""
-    lines = ["| policy | estimated | truth | " + " | ".join(f"{n} RMSE, cover" for n in NAMES.values()) + " |"]
-    lines.append("| --- | --- | --- | " + " | ".join("---" for _ in NAMES) + " |")
+    lines = [
+        "| policy | ESS | estimated | truth | " + " | ".join(f"{n} bias, RMSE, cover" for n in NAMES.values()) + " |",
+        "| --- | --- | --- | --- | " + " | ".join("---" for _ in NAMES) + " |",
+    ]
     for distance in sorted({row["iterations"] for row in record["rows"]}):
         rows = [row for row in record["rows"] if row["iterations"] == distance]
         kept = [row for row in rows if row["verdict"] == "estimated"]
@@ -184,12 +186,14 @@ def shop_table(record: dict[str, Any]) -> str:
                 cells.append("–")
                 continue
             errors = [row[name]["value"] - row["truth"] for row in kept]
-            cells.append(f"{float(np.sqrt(np.square(errors).mean())):.3f}, {100 * _share_held(kept, name):.0f} %")
+            rmse = float(np.sqrt(np.square(errors).mean()))
+            cells.append(f"{float(np.mean(errors)):+.3f}, {rmse:.3f}, {100 * share_held(kept, name):.0f} %")
         truth = float(np.mean([row["truth"] for row in rows]))
+        size = float(np.median([row["overlap"]["effective_sample_size"] for row in rows]))
         named = "that of the logs" if distance == 0 else f"{distance} iteration{'s' * (distance > 1)} on"
-        lines.append(f"| {named} | {len(kept)} of {len(rows)} | {truth:.3f} | {' | '.join(cells)} |")
+        lines.append(f"| {named} | {size:.0f} | {len(kept)} of {len(rows)} | {truth:.3f} | {' | '.join(cells)} |")
     estimated = [row for row in record["rows"] if row["verdict"] == "estimated"]
-    said = ", ".join(f"{name} {100 * _share_held(estimated, key):.1f} %" for key, name in NAMES.items())
+    said = ", ".join(f"{name} {100 * share_held(estimated, key):.1f} %" for key, name in NAMES.items())
     runs = len({row["seed"] for row in record["rows"]})
     logs = len({(row["seed"], row["logs"]) for row in record["rows"]})
     lines += [
