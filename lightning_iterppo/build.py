@@ -26,7 +26,7 @@ from lightning_iterppo.judging import at_the_end
 from lightning_iterppo.loading import load_language_model
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import LanguageModel
-from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.rendering import ChatRenderer, longest_text
 from lightning_iterppo.models.window import Window
 from lightning_iterppo.policy import PPOPolicy
 from lightning_iterppo.settings import LoopSettings
@@ -58,7 +58,8 @@ def build_parts(config: Recipe) -> Parts:
     pl.seed_everything(config.seed, verbose=False)
     model = load_language_model(config)
     window = None if config.model.window is None else Window(config.model.window, config.model.window_first)
-    renderer = ChatRenderer(model.tokenizer, config.model.system, window)
+    longest, room = longest_text(model.causal_lm.config), config.sampling.max_new_tokens
+    renderer = ChatRenderer(model.tokenizer, config.model.system, window, limit=longest, room=room)
     policy, critic = config.policy, config.critic
     parts = Parts(
         model=model,

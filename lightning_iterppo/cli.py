@@ -217,7 +217,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     attribute.add_argument("data", type=Path, metavar="FILE.jsonl", help="the logs that were scored")
     attribute.add_argument("scores", type=Path, metavar="SCORES.jsonl", help="what `iterppo score` wrote of them")
     attribute.add_argument("--id", required=True, metavar="ID", help="the conversation")
-    add_output(attribute, "a plot, as SVG; default: none", "PLOT.svg", required=False)
+    add_output(attribute, "a plot: .svg, .png or .pdf; default: none", "PLOT.svg", required=False)
     add_json(attribute)
 
     improve = add("improve", commands.improve, "only PPO, against a fitted critic")

@@ -19,6 +19,7 @@ def attribute(arguments: argparse.Namespace, job: Job) -> int:
     need_files([arguments.data, arguments.scores])
     if arguments.output is not None:
         need_fresh_output(arguments.output)
+        attribution.plot_format(arguments.output)
     scores = attribution.read_scores(arguments.scores, arguments.id)
     conversation = next((c for c in ConversationFile([arguments.data]) if c.id == arguments.id), None)
     if conversation is None:

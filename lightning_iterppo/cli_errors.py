@@ -35,6 +35,8 @@ def explain(error: Exception, run: Path | None, resumable: bool) -> str | None:
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; lower the batch_conversations of the phase, loop.batch or sampling.max_new_tokens"
+    if type(error).__module__.split(".")[0] == "jinja2":
+        return f"the model's chat template fails: {error}"
     if type(error).__module__.split(".")[0] in ("hydra", "omegaconf") or _is_misconfiguration(error):
         return str(error)
     return None

@@ -37,7 +37,10 @@ def add_off_policy(add: Callable[..., argparse.ArgumentParser]) -> None:
     one.add_argument("run", type=Path, metavar="RUN", help="the run; the decision goes to RUN/promotion.json")
     one.add_argument("--candidate", type=Path, metavar="DIR", help="a policy; default: that of the newest checkpoint")
     one.add_argument(
-        "--current", type=Path, metavar="DIR", help="what it would replace; default: the checkpoint before"
+        "--current",
+        type=Path,
+        metavar="DIR",
+        help="what it would replace; default: the checkpoint before, and --fresh can do without",
     )
     one.add_argument("--data", type=Path, nargs="+", metavar="FILE", default=[], help="logs to compare them by")
     one.add_argument(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from lightning_iterppo import cli_output as output
@@ -13,8 +15,10 @@ from lightning_iterppo.cli_commands import Command, Job, need_files, need_fresh_
 from lightning_iterppo.cli_import import conversations_progress
 from lightning_iterppo.conversation import Conversation, Disposition
 from lightning_iterppo.errors import LogDataError, LogFormatError
+from lightning_iterppo.files import flush
 
 if TYPE_CHECKING:
+    from lightning_iterppo.data.store.conversation_store import Added
     from lightning_iterppo.data.store.figures import VersionFigures
 
 _SHOWN: Final[tuple[Disposition, ...]] = ("accepted", "edited", "rejected")
@@ -56,13 +60,48 @@ def add_subcommands(parser: argparse.ArgumentParser) -> None:
 def add(arguments: argparse.Namespace, job: Job) -> int:
     """`iterppo store add`."""
     from lightning_iterppo.data.store import ConversationStore
+    from lightning_iterppo.data.store.database import Database
 
     need_files(arguments.files)
-    with ConversationStore(arguments.url) as store:
-        with conversations_progress("adding") as moved:
-            found = store.add(_conversations(arguments.files, moved))
-        output.figures({"store": str(store), **asdict(found)}, arguments.json)
+
+    def write(url: str) -> Added:
+        with ConversationStore(url) as store, conversations_progress("adding") as moved:
+            return store.add(_conversations(arguments.files, moved))
+
+    database = Database(arguments.url)
+    found = None if database.file is None else _made_whole(database.file, write)
+    if found is None:
+        found = write(arguments.url)
+    output.figures({"store": str(database), **asdict(found)}, arguments.json)
     return 0
+
+
+def _made_whole(file: Path, write: Callable[[str], Added]) -> Added | None:
+    """Makes a SQLite store beside its place, and puts it there when all is in it: what fails leaves none behind.
+
+    Args:
+        file: the place.
+        write: writes into the store of a URL, and makes it.
+
+    Returns:
+        What was written; None if a store is there, or if this one could not be put there: nothing was written then.
+    """
+    # The journal that another database left behind would be taken for the new one's.
+    taken = any(os.path.lexists(f"{file}{end}") for end in ("", "-wal", "-journal"))
+    if taken or not (file.parent.is_dir() and os.access(file.parent, os.W_OK)):
+        return None
+    with TemporaryDirectory(prefix=".iterppo-", dir=file.parent) as place:
+        made = Path(place, "store.db")
+        found = write(str(made))
+        if os.listdir(place) != [made.name]:  # a part is still in its journal, for want of room
+            return None
+        try:
+            # Unlike a rename it cannot take the place of a store that somebody else made meanwhile.
+            os.link(made, file)
+        except OSError:  # somebody else did, or the file system has no links
+            return None
+    flush(file.parent)
+    return found
 
 
 def _conversations(files: Sequence[Path], moved: Callable[[float, int], None]) -> Iterator[Conversation]:

@@ -155,11 +155,17 @@ def _optional_text(record: dict[str, Any], key: str) -> str | None:
     return None if record.get(key) is None else _text(record, key)
 
 
-def _numbers(record: dict[str, Any], key: str) -> tuple[float, ...]:
-    values = record.get(key, ())
-    if not isinstance(values, list | tuple):
-        raise ConversationError(f'"{key}" must be a list of numbers, found {values!r}')
-    return tuple(_number(value, key) for value in values)
+def _name(record: dict[str, Any]) -> str:
+    value = record.get("id")
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ConversationError(f'"id" must be text or a whole number, found {value!r}')
+    return str(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(value: Any, key: str) -> float:
@@ -167,7 +173,10 @@ def _number(value: Any, key: str) -> float:
         return float(value)
     if not isinstance(value, int | float):
         raise ConversationError(f'"{key}" must be a number, found {value!r}')
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ConversationError(f'"{key}" is too large a number') from error
     if number != number or number in (float("inf"), float("-inf")):
         raise ConversationError(f'"{key}" must be finite, found {value!r}')
     return number
@@ -195,12 +204,7 @@ def _from_turns(record: dict[str, Any]) -> Conversation:
         if made is not None:
             if not isinstance(made, dict):
                 raise ConversationError(f'turn {index}: "suggestion" must be an object')
-            suggestion = Suggestion(
-                text=_text(made, "text"),
-                token_ids=tuple(int(i) for i in _numbers(made, "token_ids")),
-                logprobs=_numbers(made, "logprobs"),
-                policy_version=_optional_text(made, "policy_version"),
-            )
+            suggestion = _suggestion(made, index)
         turns.append(
             Turn(
                 customer=_text(turn, "customer", ""),
@@ -210,18 +214,40 @@ def _from_turns(record: dict[str, Any]) -> Conversation:
                 reward=_number(turn.get("reward", 0.0), "reward"),
             )
         )
-    metadata = record.get("metadata") or {}
+    metadata = {} if record.get("metadata") is None else record["metadata"]
     if not isinstance(metadata, dict):
         raise ConversationError(f'"metadata" must be an object, found {metadata!r}')
+    seed = record.get("seed")
+    if not (seed is None or _whole(seed)):
+        raise ConversationError(f'"seed" must be a whole number, found {seed!r}')
     return Conversation(
-        id=str(record.get("id", "")),
+        id=_name(record),
         turns=tuple(turns),
         system=_optional_text(record, "system"),
         closing=_text(record, "closing", ""),
         outcome=_optional_number(record, "outcome"),
-        seed=record.get("seed"),
+        seed=seed,
         policy_version=_optional_text(record, "policy_version"),
         metadata=dict(metadata),
+    )
+
+
+def _suggestion(made: dict[str, Any], index: int) -> Suggestion:
+    """The suggestion of turn ``index``; nothing is rounded or cut to make it fit."""
+    ids, logprobs = made.get("token_ids", ()), made.get("logprobs", ())
+    if not isinstance(ids, list | tuple) or not all(_whole(each) and each >= 0 for each in ids):
+        raise ConversationError(f'turn {index}: "token_ids" must be a list of whole numbers from 0, found {ids!r:.100}')
+    if not isinstance(logprobs, list | tuple) or any(isinstance(each, bool) for each in logprobs):
+        raise ConversationError(f'turn {index}: "logprobs" must be a list of numbers, found {logprobs!r:.100}')
+    if logprobs and len(logprobs) != len(ids):
+        raise ConversationError(
+            f'turn {index}: "logprobs" must be as many as "token_ids" or none, found {len(logprobs)} for {len(ids)}'
+        )
+    return Suggestion(
+        text=_text(made, "text"),
+        token_ids=tuple(ids),
+        logprobs=tuple(_number(each, "logprobs") for each in logprobs),
+        policy_version=_optional_text(made, "policy_version"),
     )
 
 
@@ -252,7 +278,7 @@ def _from_chat(record: dict[str, Any]) -> Conversation:
             spoken.append(Message(role, content))
     outcome = _optional_number(record, "outcome")
     return Conversation(
-        id=str(record.get("id", "")),
+        id=_name(record),
         turns=tuple(turns_from_messages(spoken, outcome or 0.0)),
         system="\n".join(system) or None,
         closing=spoken[-1].content if spoken and spoken[-1].role == "customer" else "",

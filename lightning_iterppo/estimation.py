@@ -11,7 +11,7 @@ from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.judging import RESPONSES, judge, sampled_otherwise, usable_logs
 from lightning_iterppo.loop import IterativePPOLoop
-from lightning_iterppo.operations import load_policy, single_process, without_logs
+from lightning_iterppo.operations import histories_cut, load_policy, single_process, without_logs
 
 
 def estimate(config: Recipe, policy: Path | None, data: list[Path], responses: int = RESPONSES) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def estimate(config: Recipe, policy: Path | None, data: list[Path], responses: i
     Raises:
         ConfigError: the recipe samples at another temperature than 1.
         LogFormatError: a line of a file is not a conversation.
-        LogDataError: no outcome is known, or another model made the logs.
+        LogDataError: no outcome is known, another model made the logs, or the model cannot read as much.
         RunDirectoryError: there is no such policy.
     """
     conversations = read_conversations(data)
@@ -41,6 +41,7 @@ def estimate(config: Recipe, policy: Path | None, data: list[Path], responses: i
         "policy": None if policy is None else str(policy),
         "gamma": config.critic.gamma,
         **judged.to_json(),
+        **histories_cut(loop),
     }
 
 

@@ -43,7 +43,7 @@ def _write_atomically(path: str | Path, parts: Iterable[str]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def write_json_atomically(path: str | Path, obj: Any) -> None:
@@ -88,7 +88,7 @@ def replace_directory(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
     if old.is_dir() and not old.is_symlink():
         # The new one is in place; an old one that cannot be removed wholly does no harm.
         shutil.rmtree(old, ignore_errors=True)
@@ -101,7 +101,7 @@ def _sibling(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{suffix}")
 
 
-def _flush(path: str | Path) -> None:
+def flush(path: str | Path) -> None:
     """Flushes a file's content or a directory's entries to the disk."""
     if os.name == "nt":
         return  # Windows flushes only what is open for writing, and opens no directory.
@@ -119,5 +119,5 @@ def _flush(path: str | Path) -> None:
 def _flush_tree(root: Path) -> None:
     for directory, _, names in os.walk(root):
         for name in names:
-            _flush(os.path.join(directory, name))
-        _flush(directory)
+            flush(os.path.join(directory, name))
+        flush(directory)

@@ -262,7 +262,7 @@ class IterativePPOLoop:
         assert self.customer is not None, "without a customer there is nothing to collect"
         self.conversations = self.talker.talk(self.customer, TRAINING_SEEDS, count, name, name, after=iteration * count)
         rate = outcome_rate(self.conversations)
-        self.record.begin(iteration, rate)
+        self.record.begin(iteration, rate, self.conversations)
         self.record.count("generated", self.progress.tokens)
         self._keep(iteration, self.conversations)
         self.metrics["collect/outcome_rate"] = rate.outcome_rate
@@ -280,7 +280,7 @@ class IterativePPOLoop:
         """Nobody to talk to: the logs are what there is."""
         self.conversations = self.logs
         if self.record.current is None or self.record.current.iteration != iteration:
-            self.record.begin(iteration, None)
+            self.record.begin(iteration, None, self.conversations)
             self.progress.begin("evaluate")
             self.hook("on_iteration_start")
 
@@ -357,7 +357,7 @@ class IterativePPOLoop:
         """One improvement from logged states against the critic as it is, with a checkpoint. Gives its figures."""
         with self.running():
             self.conversations = list(logs)
-            self.record.begin(0, known_rate(logs))
+            self.record.begin(0, known_rate(logs), logs)
             self._phase("improve-0", lambda: self._improve(0), "on_improve_end")
             self._end_iteration(0)
             self._finish()

@@ -59,6 +59,11 @@ def train(config: Recipe, run: Path, resume: bool) -> Summary:
     return loop.run()
 
 
+def histories_cut(loop: IterativePPOLoop) -> dict[str, float | None]:
+    """The share of states whose history did not fit the window, among a command's figures; nothing without one."""
+    return {} if loop.renderer.window is None else {"histories_cut": loop.renderer.cuts.share}
+
+
 def _attach(loop: IterativePPOLoop, config: Recipe, run: RunDirectory, *, last_step: int | None = None) -> None:
     """Lets a loop write into a run directory; step metrics that are there stay up to ``last_step``."""
     loop.run_dir = run
@@ -88,29 +93,32 @@ def _begin_run(loop: IterativePPOLoop, config: Recipe, run: Path) -> None:
 def collect(config: Recipe, output: Path, policy: Path | None, conversations: int | None) -> dict[str, Any]:
     """Conversations under a policy, into a file."""
     count = conversations or config.loop.conversations
-    found, failed = _talk(config, policy, count, "collect", training=True)
+    found, more = _talk(config, policy, count, "collect", training=True)
     if rank() == 0:
         write_conversations(output, found)
-    return {"conversations": str(output), "collected": asdict(outcome_rate(found)), **failed}
+    return {"conversations": str(output), "collected": asdict(outcome_rate(found)), **more}
 
 
 def evaluate(config: Recipe, policy: Path | None, conversations: int | None) -> dict[str, Any]:
     """The outcome rate of a policy on customers that training never meets."""
     count = conversations or config.loop.evaluation_conversations
-    found, failed = _talk(config, policy, count, "after", training=False)
-    return {"policy": None if policy is None else str(policy), **asdict(outcome_rate(found)), **failed}
+    found, more = _talk(config, policy, count, "after", training=False)
+    return {"policy": None if policy is None else str(policy), **asdict(outcome_rate(found)), **more}
 
 
 def _talk(
     config: Recipe, policy: Path | None, count: int, name: str, *, training: bool
 ) -> tuple[list[Conversation], dict[str, Any]]:
-    """Conversations, and what is to be said of those that failed."""
+    """Conversations, and what is to be said of those that failed and of histories that were cut."""
     loop = build_loop(config, kept=False)
     if policy is not None:
         load_policy(loop.language_model, policy)
     found = loop.talk(count, name, training=training)
+    for each in found:
+        loop.renderer.count_cuts(each)
     failed = loop.summary.failed.get(name)
-    return found, {"failed": failed.conversations, "first_failure": failed.first} if failed else {"failed": 0}
+    figures = {"failed": failed.conversations, "first_failure": failed.first} if failed else {"failed": 0}
+    return found, {**figures, **histories_cut(loop)}
 
 
 def load_policy(model: LanguageModel, path: Path, *, variant: str = POLICY, option: str = "--policy") -> None:
@@ -150,6 +158,7 @@ def fit_critic(
     pin_start(config)
     recipe = to_yaml(config)
     loop = build_loop(without_logs(config), kept=False)
+    loop.renderer.room = 0  # nothing is sampled
     _start_from(loop, policy)
     figures = loop.fit_critic_only(logs, held)
     with replace_directory(output) if rank() == 0 else nullcontext() as directory:
@@ -175,6 +184,7 @@ def score(critic: Path, data: Path, output: Path) -> dict[str, Any]:
     conversations = ConversationFile(data)
     single_process(config)
     loop = build_loop(without_logs(config), kept=False, talks=False)
+    loop.renderer.room = 0
     try:
         load_critic(directory, loop.language_model, loop.critic)
     except (FileNotFoundError, ValueError) as error:
@@ -190,7 +200,8 @@ def score(critic: Path, data: Path, output: Path) -> dict[str, Any]:
         rows = max(8, config.critic.batch_conversations)
         done = write_scores(loop.critic, loop.renderer, conversations, output, rows=rows, on_batch=scored)
         loop.tools.begin("done")
-    return {"scores": str(output), "conversations": done.conversations, "turns": done.turns, "q_mean": done.mean}
+    figures = {"conversations": done.conversations, "turns": done.turns, "q_mean": done.mean}
+    return {"scores": str(output), **figures, **histories_cut(loop)}
 
 
 def _find_critic(path: Path) -> tuple[Path, Recipe]:

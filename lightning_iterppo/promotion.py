@@ -15,7 +15,7 @@ from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.errors import LogDataError, RunDirectoryError
 from lightning_iterppo.estimation import quiet_loop
 from lightning_iterppo.evaluation.comparison import Comparison, of_outcomes
-from lightning_iterppo.evaluation.guards import FluencyLimits, Guard, Said, fluency, reward_hacking
+from lightning_iterppo.evaluation.guards import FluencyLimits, Gain, Guard, Said, fluency, reward_hacking
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.generation.local import LocalEngine
@@ -59,6 +59,8 @@ class Evidence:
         figures: of either policy.
         reasons: why they cannot tell.
         states: conversations in whose states the text is compared.
+        gain: of the candidate over the current policy, as the guard against reward hacking takes it; None where it
+            is not known.
         candidate_outcomes: of the candidate's own fresh conversations.
     """
 
@@ -67,6 +69,7 @@ class Evidence:
     figures: dict[str, Any]
     reasons: list[str]
     states: list[Conversation]
+    gain: Gain | None
     candidate_outcomes: list[float] = field(default_factory=list)
 
 
@@ -85,7 +88,8 @@ def promote(
     Args:
         run: whose recipe, summary and checkpoints are used.
         candidate: a policy; None is that of the newest checkpoint.
-        current: the policy that it is compared to; None is that of the checkpoint before.
+        current: the policy that it is compared to; None is that of the checkpoint before. Where there is none before,
+            ``data`` needs it, and ``fresh`` leaves what it was out.
         data: logs to compare them by, off-policy; empty with ``fresh``.
         fresh: pairs of files, conversations of the candidate and of the current policy.
         reference: the policy whose text is the measure; None is the run's own, as its last state keeps it.
@@ -98,15 +102,19 @@ def promote(
     """
     directory = RunDirectory.open(run)
     config = load_recipe(directory.recipe)
-    places = _policies(directory, candidate, current)
+    chosen, replaced = _policies(directory, candidate, current)
+    if replaced is None and data:
+        raise RunDirectoryError(f"{run} has no checkpoint before {chosen}: say which policy with --current DIR")
     read = read_conversations(data) if data else []
     pairs = [(read_conversations(one), read_conversations(other)) for one, other in fresh]
+    # Before anything is loaded: it may find that there is nothing to compare.
+    seen = _fresh(pairs) if pairs else None
     loop = quiet_loop(config)
     with loop.running():
         loop.tools.begin("score", unit="policies")
-        evidence = _fresh(pairs) if pairs else _off_policy(loop, config, places, read)
-        guards = [_hacking(directory, places[0], evidence.candidate_outcomes)]
-        load_policy(loop.language_model, places[0], option="--candidate")
+        evidence = seen or _off_policy(loop, config, [p for p in (chosen, replaced) if p is not None], read)
+        guards = [_hacking(directory, chosen, replaced, evidence)]
+        load_policy(loop.language_model, chosen, option="--candidate")
         guards += _fluency(loop, config, directory, evidence.states, reference, gate.fluency)
         loop.tools.begin("done")
     reasons = _against(evidence, guards, gate)
@@ -115,8 +123,8 @@ def promote(
         "schema": 1,
         "decision": "keep" if reasons else "promote",
         "reasons": reasons,
-        "candidate": str(places[0]),
-        "current": str(places[1]),
+        "candidate": str(chosen),
+        "current": None if replaced is None else str(replaced),
         "verdict": "cannot tell" if comparison is None else "estimated",
         **(dict.fromkeys(Comparison.__dataclass_fields__) if comparison is None else comparison.to_json()),
         "evidence": {
@@ -132,8 +140,8 @@ def promote(
     return decision
 
 
-def _policies(run: RunDirectory, candidate: Path | None, current: Path | None) -> tuple[Path, Path]:
-    """The two policies' directories."""
+def _policies(run: RunDirectory, candidate: Path | None, current: Path | None) -> tuple[Path, Path | None]:
+    """The two policies' directories; None where nobody says which is the current one."""
     kept = sorted(p for p in (run.path / "checkpoints").glob("iteration-*") if (p / "policy").is_dir())
     if candidate is None and not kept:
         raise RunDirectoryError(f"{run.path} has no checkpoint yet: say which policy with --candidate DIR")
@@ -142,16 +150,14 @@ def _policies(run: RunDirectory, candidate: Path | None, current: Path | None) -
         return chosen, policy_directory(current)
     resolved = [p.resolve() for p in kept]
     place = resolved.index(chosen.resolve().parent) if chosen.resolve().parent in resolved else None
-    if not place:
-        raise RunDirectoryError(f"{run.path} has no checkpoint before {chosen}: say which policy with --current DIR")
-    return chosen, kept[place - 1] / "policy"
+    return chosen, kept[place - 1] / "policy" if place else None
 
 
 # -- evidence ----------------------------------------------------------------------------------------------------------
 
 
 def _off_policy(
-    loop: IterativePPOLoop, config: Recipe, places: tuple[Path, Path], conversations: list[Conversation]
+    loop: IterativePPOLoop, config: Recipe, places: Sequence[Path], conversations: list[Conversation]
 ) -> Evidence:
     """Both policies' doubly robust estimates on the same bootstrap samples of the same logs."""
     logs = usable_logs(conversations, loop)
@@ -165,9 +171,11 @@ def _off_policy(
         for which, value in (("candidate", new), ("current policy", old))
         for reason in value.reasons
     ]
-    comparison = None
+    comparison = gain = None
     if new.sampled is not None and old.sampled is not None:
-        comparison = Comparison.of_draws(new.sampled - old.sampled)
+        differences = new.sampled - old.sampled
+        comparison = Comparison.of_draws(differences)
+        gain = Gain.of_draws(differences, _chosen_turns(logs.conversations))
     figures = {
         "candidate": new.to_json(),
         "current": old.to_json(),
@@ -175,7 +183,7 @@ def _off_policy(
         "censored": logs.censored,
         "unknown_behaviour": logs.unknown_behaviour,
     }
-    return Evidence("off-policy", comparison, figures, reasons, conversations)
+    return Evidence("off-policy", comparison, figures, reasons, conversations, gain)
 
 
 def _fresh(pairs: Sequence[tuple[list[Conversation], list[Conversation]]]) -> Evidence:
@@ -188,14 +196,22 @@ def _fresh(pairs: Sequence[tuple[list[Conversation], list[Conversation]]]) -> Ev
         name: {**asdict(outcome_rate(side)), "censored": len(side) - len(found)}
         for name, side, found in zip(("candidate", "current"), sides, outcomes, strict=True)
     }
-    return Evidence("fresh", of_outcomes(*outcomes), figures, [], sides[1], outcomes[0])
+    candidate, current = outcomes
+    gain = Gain.of_outcomes("fresh", current, candidate, _chosen_turns(sides[0]))
+    return Evidence("fresh", of_outcomes(candidate, current), figures, [], sides[1], gain, candidate)
+
+
+def _chosen_turns(conversations: Sequence[Conversation]) -> float:
+    """Turns a conversation in which the agent chose; all of them where no suggestion says who did."""
+    suggested = sum(turn.suggestion is not None for c in conversations for turn in c.turns)
+    return (suggested or sum(len(c.turns) for c in conversations)) / len(conversations)
 
 
 # -- guards ------------------------------------------------------------------------------------------------------------
 
 
-def _hacking(run: RunDirectory, candidate: Path, fresh: list[float]) -> Guard:
-    """What Q promised against the run's own conversations, and against fresh ones of its last policy."""
+def _hacking(run: RunDirectory, candidate: Path, current: Path | None, evidence: Evidence) -> Guard:
+    """What Q promised against the run's own conversations, and for the last improvement against the evidence."""
     iterations = run.read_summary().iterations
     outcomes: list[list[float]] = []
     for record in iterations:
@@ -203,10 +219,26 @@ def _hacking(run: RunDirectory, candidate: Path, fresh: list[float]) -> Guard:
         if not file.is_file():
             break
         outcomes.append([c.outcome for c in read_conversations(file) if c.outcome is not None])
-    newest = run.newest_checkpoint()
-    if fresh and len(outcomes) == len(iterations) and newest and newest.resolve() == candidate.resolve().parent:
-        outcomes.append(fresh)
-    return reward_hacking([record.policy.get("reward_gain") for record in iterations], outcomes)
+    last = len(iterations) - 1
+    newest = _is_after(run, last, candidate)
+    if newest and evidence.candidate_outcomes and len(outcomes) == len(iterations):
+        outcomes.append(evidence.candidate_outcomes)
+    # Which policy a run's first improvement began with is not recorded: it is taken to be the current one.
+    before = not _is_after(run, 0, current) if last == 0 else _is_after(run, last - 1, current)
+    if newest and last == 0 and current is None:
+        unseen = "say --current DIR, the policy that its only improvement began with"
+    elif not (newest and before):
+        unseen = "the policies compared are not those before and after the run's last improvement"
+    else:
+        unseen = "the conversations compared cannot tell of the last one"
+    promised = [record.policy.get("reward_gain") for record in iterations]
+    known = newest and before and current is not None
+    return reward_hacking(promised, outcomes, evidence.gain if known else None, unseen)
+
+
+def _is_after(run: RunDirectory, iteration: int, policy: Path | None) -> bool:
+    """Whether a policy is the one that a run had after an iteration."""
+    return policy is not None and policy.resolve() == (run.checkpoint(iteration) / "policy").resolve()
 
 
 def _fluency(

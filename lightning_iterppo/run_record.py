@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lightning_iterppo.collection import Failure
-from lightning_iterppo.summary import CRITIC_FIGURES, POLICY_FIGURES, Failures, IterationRecord, Rate, Summary
+from lightning_iterppo.conversation import Conversation
+from lightning_iterppo.evaluation.dispositions import DispositionCounts
+from lightning_iterppo.summary import (
+    CRITIC_FIGURES,
+    POLICY_FIGURES,
+    SUGGESTION_FIGURES,
+    Failures,
+    IterationRecord,
+    Rate,
+    Summary,
+)
 from lightning_iterppo.trainer import gather_lists
 
 
@@ -30,9 +40,13 @@ class RunRecord:
         assert self.current is not None, "an iteration begins with collecting"
         return self.current
 
-    def begin(self, iteration: int, collected: Rate | None) -> None:
-        """A new iteration, with the outcome rate of its conversations."""
+    def begin(self, iteration: int, collected: Rate | None, conversations: Iterable[Conversation]) -> None:
+        """A new iteration, with the outcome rate of its conversations, and what people did with the suggestions."""
         self.current = IterationRecord(iteration, collected)
+        counts = DispositionCounts()
+        for conversation in conversations:
+            counts.add(conversation)
+        self.current.suggestions = self._of("collect", SUGGESTION_FIGURES, counts.to_json())
 
     def end(self, histories_cut: float | None) -> None:
         """The iteration is over."""

@@ -11,6 +11,7 @@ from lightning_iterppo.conversation import Conversation
 SCHEMA = 1
 CRITIC_FIGURES = ("auroc", "brier", "ece", "explained_variance", "turns", "brier_constant")
 POLICY_FIGURES = ("kl_old", "kl_reference", "clip_fraction", "entropy", "reward_mean", "reward_gain")
+SUGGESTION_FIGURES = ("acceptance_rate", "edit_distance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class IterationRecord:
     seconds: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(("collect", "evaluate", "improve")))
     tokens: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(("generated", "trained")))
     held_out: Rate | None = None
+    suggestions: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(SUGGESTION_FIGURES))
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> IterationRecord:

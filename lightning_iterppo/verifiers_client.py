@@ -19,7 +19,7 @@ from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.loading import load_language_model
 from lightning_iterppo.models.language_model import LanguageModel
-from lightning_iterppo.models.rendering import ChatRenderer
+from lightning_iterppo.models.rendering import ChatRenderer, longest_text
 from lightning_iterppo.models.window import Window
 from lightning_iterppo.operations import load_policy
 from lightning_iterppo.run_directory import RunDirectory
@@ -136,7 +136,7 @@ class PolicyClient:
         answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
         tokens = self._read(prompt, (state or {}).get("trajectory") or ())
         request = _Request(tokens, self._sampled(sampling_args or {}), answered)
-        limit = getattr(self.model.causal_lm.config.get_text_config(), "max_position_embeddings", None)
+        limit = longest_text(self.model.causal_lm.config)
         if limit is not None and len(request.prompt) + request.sampling.max_new_tokens > limit:
             raise library().OverlongPromptError(f"{len(request.prompt)} tokens and an answer; it reads {limit}")
         self._waiting.append(request)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
 import lightning_iterppo
 from lightning_iterppo.cli import main
@@ -324,7 +325,7 @@ def test_every_command_reaches_its_function(
         (["trian"], ["'trian'", "did you mean train?"]),
         (["serve", "run"], ["no command 'serve'"]),
         (["train", "shp"], ["'shp'", "did you mean shop?"]),
-        (["train", "shop", "policy.clipp=1"], ["policy.clipp", "policy.clip?", "policy/default.yaml"]),
+        (["train", "shop", "policy.clipp=1"], ["policy.clipp", "policy.clip?", "policy/logged.yaml"]),
         (["show", "shop", "policy.clip=abc"], ["policy.clip", "a number"]),
         (["show", "shop", "probe"], ["'probe'", "override"]),
         (["train", "--resum", "x"], ["--resum"]),
@@ -380,6 +381,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
         (PermissionError(errno.EACCES, "Permission denied", "x/y"), "x/y: Permission denied"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x/y"), "there is no file x/y"),
         (MemoryError(), "out of memory"),
+        (TemplateError("Roles must alternate"), "the model's chat template fails: Roles must alternate"),
         (OSError(errno.ENOSPC, "No space left on device", "run/a"), "disk is full while writing run/a; free space and"),
         (RuntimeError("PytorchStreamWriter failed writing file data/1"), "iterppo train --resume run"),
     ],

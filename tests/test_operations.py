@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_iterppo import build, operations
 from lightning_iterppo.composition import compose, to_yaml
 from lightning_iterppo.config import Recipe
+from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.data.logs import read_conversations, write_conversations
 from lightning_iterppo.errors import (
     ConfigError,
@@ -28,6 +29,7 @@ from lightning_iterppo.errors import (
     LogFormatError,
     RunDirectoryError,
 )
+from lightning_iterppo.estimation import estimate
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.backbones import load_backbone
 from lightning_iterppo.models.scratch import ScratchConfig
@@ -295,6 +297,44 @@ def test_a_critic_and_an_improvement_begin_with_the_policy_they_are_given(run: R
         torch.testing.assert_close(reference, given, atol=1e-6, rtol=0)
     with pytest.raises(RunDirectoryError, match=r"--policy .*holds no"):
         operations.fit_critic(still, [logs], [], tmp_path / "third", tmp_path)
+
+
+#: Nine words, so that a prompt has 16 tokens at first and at least 20 from the second turn on.
+TOLD = "model.system='red blue red blue red blue red blue red'"
+
+
+def test_commands_say_how_many_histories_were_cut(tmp_path: Path) -> None:
+    config = recipe("full", TOLD, "model.window=19", "critic.epochs=0")
+    made = operations.collect(config, tmp_path / "logs.jsonl", None, 12)
+    turns = [len(talk.turns) for talk in read_conversations(tmp_path / "logs.jsonl")]
+    share = pytest.approx(sum(count - 1 for count in turns) / sum(turns))
+    assert made["histories_cut"] == share and 0 < made["histories_cut"] < 0.6
+    assert 0 < operations.evaluate(config, None, 12)["histories_cut"] < 0.6
+    assert estimate(config, None, [tmp_path / "logs.jsonl"])["histories_cut"] == share
+    operations.fit_critic(config, [tmp_path / "logs.jsonl"], [], tmp_path / "critic")
+    scored = operations.score(tmp_path / "critic", tmp_path / "logs.jsonl", tmp_path / "scores.jsonl")
+    assert scored["histories_cut"] == share
+    assert "histories_cut" not in operations.evaluate(recipe("full", TOLD), None, 2)
+
+
+def test_a_history_that_the_model_cannot_read_is_refused(tmp_path: Path) -> None:
+    small = [TOLD, "model.scratch.max_length=22"]
+    with pytest.raises(ConfigError, match=r"a history of 3 messages .* the model reads 22: .* model\.window=19$"):
+        operations.collect(recipe("full", *small), tmp_path / "talk.jsonl", None, 12)
+    assert not (tmp_path / "talk.jsonl").exists()
+    cut = recipe("full", *small, "model.window=19", "model.window_first=0")
+    assert operations.collect(cut, tmp_path / "talk.jsonl", None, 12)["collected"]["conversations"] == 12
+
+    long = Conversation("a7", tuple(Turn("red ?", "red", reward=float(n == 3)) for n in range(4)), outcome=1.0)
+    write_conversations(tmp_path / "logs.jsonl", [replace(long, id=str(n), turns=long.turns[3:]) for n in range(8)])
+    short = recipe("full", "model.scratch.max_length=22", "critic.epochs=0")
+    operations.fit_critic(short, [tmp_path / "logs.jsonl"], [], tmp_path / "critic")
+    write_conversations(tmp_path / "long.jsonl", [long])
+    with pytest.raises(LogDataError, match=r"conversation 'a7': .* the model reads 22: .* model\.window=22$"):
+        operations.score(tmp_path / "critic", tmp_path / "long.jsonl", tmp_path / "scores.jsonl")
+    with pytest.raises(LogDataError, match="conversation 'a7'"):
+        operations.fit_critic(short, [tmp_path / "long.jsonl"], [tmp_path / "logs.jsonl"], tmp_path / "other")
+    assert not (tmp_path / "scores.jsonl").exists() and not (tmp_path / "other").exists()
 
 
 def test_logs_that_are_none(tmp_path: Path) -> None:

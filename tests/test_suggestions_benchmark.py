@@ -66,4 +66,30 @@ def test_the_page_has_the_record_of_the_whole_path() -> None:
     assert whole_path.table(record) in PAGE
     assert whole_path.RECIPE.endswith("recipe.yaml") and len(record["runs"]) >= 5
     for run in record["runs"]:
-        assert run["estimate"]["logs"]["censored"] == run["imported"]["outcomes"]["unknown"] > 0
+        estimate, truth = run["estimate"], run["truth"]["improved"]["outcome_rate"]
+        assert estimate["logs"]["censored"] == run["imported"]["outcomes"]["unknown"] > 0
+        low, high = estimate["doubly_robust"]["ci95"]
+        assert low < truth < high and truth > estimate["logs"]["return_mean"], "what the page says of every row"
+
+
+def test_a_row_that_the_logs_cannot_tell_of_is_a_row_all_the_same() -> None:
+    whole_path = importlib.import_module("whole_path")
+    record = json.loads(whole_path.RESULTS.read_text(encoding="utf-8"))
+    (run, *_) = record["runs"]
+    run["estimate"]["doubly_robust"] = {"value": None, "ci95": None}
+    run["promotion"] |= {"decision": "keep", "probability_better": None}
+    assert "| cannot tell | keep (–) |" in whole_path.table({"runs": [run]})
+
+
+def test_the_deployed_policy_is_the_measure_of_the_text_on_the_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_path = importlib.import_module("whole_path")
+    said: list[list[str]] = []
+    monkeypatch.setattr(whole_path, "command", lambda *words, codes=(0,): said.append([str(word) for word in words]))
+    monkeypatch.setattr(whole_path, "part_with_outcomes", lambda *files: None)
+    whole_path.path(1, tmp_path)
+    (promote,) = [words for words in said if words[0] == "promote"]
+    chosen = {option: promote[promote.index(option) + 1] for option in ("--current", "--reference")}
+    assert set(chosen.values()) == {str(tmp_path / "deployed")}
+    assert " ".join(promote[2:]).replace(f"{tmp_path}/", "") in PAGE, "the page says the same command"

@@ -88,7 +88,9 @@ def path(seed: int, place: Path) -> dict[str, Any]:
     critic = command("fit-critic", *recipe, "--data", learn, "--policy", deployed, "-o", place / "critic")
     command(*("improve", *recipe, "--critic", place / "critic", "--data", learn, "--policy", deployed, "-o", improved))
     estimated = command("estimate", *recipe, "--policy", improved, "--data", judge)
-    promoted = command("promote", improved, "--current", deployed, "--data", judge, codes=(0, 3))
+    # The deployed policy is the measure of the text, too: the run itself kept none.
+    policies = ("--current", deployed, "--reference", deployed)
+    promoted = command("promote", improved, *policies, "--data", judge, codes=(0, 3))
     truth = {
         name: command("evaluate", *recipe, "--policy", policy, "-n", str(MEASURED))
         for name, policy in (("deployed", deployed), ("improved", improved))
@@ -112,12 +114,14 @@ def table(record: dict[str, Any]) -> str:
     for run in record["runs"]:
         shares = run["imported"]["dispositions"]["shares"]
         dr = run["estimate"]["doubly_robust"]
-        told = "cannot tell" if dr is None else f"{dr['value']:.3f} ({dr['ci95'][0]:.3f} to {dr['ci95'][1]:.3f})"
+        told, better = "cannot tell", run["promotion"]["probability_better"]
+        if dr["value"] is not None:
+            told = f"{dr['value']:.3f} ({dr['ci95'][0]:.3f} to {dr['ci95'][1]:.3f})"
         before, after = (run["truth"][name]["outcome_rate"] for name in ("deployed", "improved"))
         lines.append(
             f"| {run['seed']} | {', '.join(f'{shares[s]:.0%}' for s in ('accepted', 'edited', 'rejected'))} "
             f"| {run['estimate']['logs']['return_mean']:.3f} | {told} "
-            f"| {run['promotion']['decision']} ({run['promotion']['probability_better']:.2f}) "
+            f"| {run['promotion']['decision']} ({'–' if better is None else f'{better:.2f}'}) "
             f"| {before:.3f} → {after:.3f} |"
         )
     return "\n".join(lines)

@@ -11,7 +11,8 @@ from pathlib import Path
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.errors import ConfigError, LogFormatError
 from lightning_iterppo.extras import need
-from lightning_iterppo.files import write_text_atomically
+
+PLOTS = ("svg", "png", "pdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +125,34 @@ def markdown(steps: Iterable[Step]) -> str:
     return "\n".join(lines)
 
 
-def draw(steps: Sequence[Step], title: str, path: Path) -> None:
-    """A plot of the expectation along the messages, as SVG: a bar a message from before to after.
+def plot_format(path: Path) -> str:
+    """What a plot is written as: svg, png or pdf, by the suffix of its name.
 
     Raises:
-        ConfigError: matplotlib is missing.
+        ConfigError: it is another one.
     """
+    form = path.suffix.lower().removeprefix(".")
+    if form not in PLOTS:
+        raise ConfigError(f"{path}: a plot is written as .svg, .png or .pdf; give it a name that ends so")
+    return form
+
+
+def draw(steps: Sequence[Step], title: str, path: Path) -> None:
+    """A plot of the expectation along the messages: a bar a message from before to after.
+
+    Args:
+        steps: of `attribute`.
+        title: above it.
+        path: where it goes, as what its suffix says (`plot_format`).
+
+    Raises:
+        ConfigError: matplotlib is missing, or there is no such format.
+    """
+    form = plot_format(path)
     matplotlib = need("matplotlib", "to draw a plot", "bench")
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 0.32 * len(steps) + 1.2), layout="constrained")
-    FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     for row, step in enumerate(steps):
         if step.before is not None and step.after is not None:
@@ -149,10 +166,18 @@ def draw(steps: Sequence[Step], title: str, path: Path) -> None:
     axes.set_xlabel("expected return")
     axes.set_title(title, fontsize=9)
     axes.grid(axis="x", alpha=0.3)
-    text = io.StringIO()
+    # One conversation gives one file, byte by byte: without a date, and with names that do not change.
+    date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
+    content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "attribution"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    write_text_atomically(path, text.getvalue())
+        figure.savefig(content, format=form, metadata=date)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content.getvalue())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _short(text: str, width: int = 70) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import NormalDist, fmean, variance
 from typing import Any
+
+import numpy as np
+
+from lightning_iterppo.evaluation.off_policy import Array
 
 
 @dataclass(frozen=True)
@@ -71,45 +75,101 @@ def _wilson(share: float, trials: int, z: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What an improvement was seen to bring a whole conversation.
+
+    Args:
+        by: what it was seen by: ``collected`` or ``fresh`` conversations, or ``off-policy``.
+        mean: of it.
+        interval: at a level, e.g. 0.95.
+        turns: in which the agent chose, a conversation. Where people take most turns themselves that is under 1, and
+            only that share of what Q promises for a turn is due.
+    """
+
+    by: str
+    mean: float
+    interval: Callable[[float], tuple[float, float]]
+    turns: float = 1.0
+
+    @classmethod
+    def of_outcomes(cls, by: str, before: Sequence[float], after: Sequence[float], turns: float = 1.0) -> Gain | None:
+        """From the outcomes of either policy's own conversations; None with fewer than two of one."""
+        if min(len(before), len(after)) < 2:
+            return None
+        return cls(by, fmean(after) - fmean(before), lambda level: gain_interval(before, after, level), turns)
+
+    @classmethod
+    def of_draws(cls, differences: Array, turns: float = 1.0) -> Gain:
+        """From the difference of two off-policy estimates in each of the bootstrap samples that they share."""
+
+        def interval(level: float) -> tuple[float, float]:
+            low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+            return float(low), float(high)
+
+        return cls("off-policy", float(differences.mean()), interval, turns)
+
+
+@dataclass(frozen=True)
 class Step:
     """A gain that Q predicted, beside the one that was seen, its interval, and whether they agree."""
 
     where: str
+    by: str
     predicted: float
     seen: float
     interval: tuple[float, float]
     passed: bool
 
 
-def reward_hacking(predicted: Sequence[float | None], outcomes: Sequence[Sequence[float]]) -> Guard:
+def reward_hacking(
+    predicted: Sequence[float | None],
+    outcomes: Sequence[Sequence[float]],
+    last: Gain | None = None,
+    unseen: str = "nothing else was seen of one yet",
+) -> Guard:
     """Whether Q promised more than came.
 
     Iteration k's improvement raised Q of a response by ``predicted[k]`` on average. By the performance difference lemma
-    (Kakade and Langford 2002) the whole conversation gains that at *every* turn, so that, in states like the logged
-    ones, it is the least that Q promises for the outcome. The guard fails where it lies above the interval of the gain
-    that was seen between the conversations of π_k and of π_{k+1}; likewise all gains together against the last minus
-    the first. The level of each interval is 1 - 0.05 / tests (Bonferroni), so that chance in the outcomes makes a sound
-    run fail in at most one of twenty cases. The promise's own noise, of some hundred responses, is not recorded.
+    (Kakade and Langford 2002) the whole conversation gains that at *every* turn in which the agent chooses, so that, in
+    states like the logged ones, it is the least that Q promises for the outcome wherever there is one such turn a
+    conversation (`Gain.turns`). The guard fails where it lies above the interval of the gain that was seen between the
+    conversations of π_k and of π_{k+1}; likewise all gains together against the last minus the first. The level of each
+    interval is 1 - 0.05 / tests (Bonferroni), so that chance in the outcomes makes a sound run fail in at most one of
+    twenty cases. The promise's own noise, of some hundred responses, is not recorded.
 
     Args:
         predicted: ``policy.reward_gain`` of each iteration, None where it was not measured.
         outcomes: of the conversations that each iteration collected, and of its last policy if there are some: one more
             list than ``predicted`` then.
+        last: the gain of the last iteration, where it was seen by something better than ``outcomes``.
+        unseen: why it was not, for people.
     """
     name = "reward hacking"
-    pairs = []
-    for number, gain in enumerate(predicted[: max(0, len(outcomes) - 1)]):
-        if gain is not None and min(len(outcomes[number]), len(outcomes[number + 1])) >= 2:
-            pairs.append((f"iteration {number}", gain, outcomes[number], outcomes[number + 1]))
-    if not pairs:
-        return Guard(name, None, "no improvement has been followed by conversations of its policy yet", {"steps": []})
-    if len(pairs) > 1 and len(pairs) == len(outcomes) - 1:
-        pairs.append(("all iterations", sum(pair[1] for pair in pairs), outcomes[0], outcomes[-1]))
+    if all(gain is None for gain in predicted):
+        return Guard(name, None, "the run has not measured yet what Q promised", {"steps": []})
+    seen = [Gain.of_outcomes("collected", *pair) for pair in pairwise(outcomes)][: len(predicted)]
+    seen += [None] * (len(predicted) - len(seen))
+    if last is not None:
+        seen[-1] = last
+    found = {
+        number: (gain * min(1.0, each.turns), each)
+        for number, (gain, each) in enumerate(zip(predicted, seen, strict=True))
+        if gain is not None and each is not None
+    }
+    if not found:
+        says = f"no improvement has been followed by conversations of its policy in the run; {unseen}"
+        return Guard(name, None, says, {"steps": []})
+    pairs = [(f"iteration {number}", *pair) for number, pair in found.items()]
+    followed = range(len(outcomes) - 1)
+    if len(followed) > 1 and all(number in found for number in followed):
+        total = Gain.of_outcomes("collected", outcomes[0], outcomes[-1])
+        if total is not None:
+            pairs.append(("all iterations", sum(found[number][0] for number in followed), total))
     level = 1 - 0.05 / len(pairs)
     steps = []
-    for where, gain, before, after in pairs:
-        interval = gain_interval(before, after, level)
-        steps.append(Step(where, gain, fmean(after) - fmean(before), interval, gain <= interval[1]))
+    for where, gain, each in pairs:
+        interval = each.interval(level)
+        steps.append(Step(where, each.by, gain, each.mean, interval, gain <= interval[1]))
     wrong = [step for step in steps if not step.passed]
     if not wrong:
         says = f"Q promised no more than came, in {len(steps)} comparison{'s' * (len(steps) > 1)}"

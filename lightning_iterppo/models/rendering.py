@@ -7,17 +7,18 @@ log-probability of an action is about the tokens that were drawn.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lightning_iterppo.conversation import Conversation, Message, Suggestion
+from lightning_iterppo.errors import ConfigError, LogDataError
 from lightning_iterppo.models.tree import ROOT, TokenTree
-from lightning_iterppo.models.window import Cuts, Window
+from lightning_iterppo.models.window import NARROWEST, Cuts, Window
 
 # For models without a chat template: plain lines, a message of the agent ends with the model's own end token.
 PLAIN_TEMPLATE = (
@@ -30,6 +31,12 @@ _OPENING = "@@opening@@"  # stands for any message
 _KEPT = 16384
 _KEPT_IN_PASSING = 64
 _CHAT_NAMES = {"customer": "user", "agent": "assistant"}
+
+
+def longest_text(config: Any) -> int | None:
+    """How many tokens a model reads at most, by its configuration; None where that names no limit."""
+    found: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +62,29 @@ class ChatRenderer:
         system: the system message of conversations that bring none; None leaves it to the template.
         window: how much of a long history is read; None reads all of it. ``cuts`` counts how often it had to cut the
             histories of rendered conversations.
+        limit: how many tokens the model reads at most (`longest_text`); None refuses no text.
+        room: how many of these a prompt leaves to the response.
 
     Raises:
         ValueError: the tokenizer has no end-of-sequence token, so that a response could never end.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, system: str | None = None, window: Window | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        system: str | None = None,
+        window: Window | None = None,
+        *,
+        limit: int | None = None,
+        room: int = 0,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token; set one: it ends every response")
         self.tokenizer = tokenizer
         self.system = system
         self.window = window
+        self.limit = limit
+        self.room = room
         self.cuts = Cuts()
         self._around: int | None = None
         self._template = None if tokenizer.chat_template else _plain_template(tokenizer)
@@ -127,28 +144,59 @@ class ChatRenderer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     def prompt_text(self, system: str | None, messages: Sequence[Message]) -> str:
-        """What the model reads before the agent's next message."""
+        """What the model reads before the agent's next message.
+
+        Raises:
+            ConfigError: the model cannot read as much, or its chat template refuses the history.
+        """
         return self._prompt_text(system, tuple(messages))
 
     def _make_prompt_text(self, system: str | None, messages: tuple[Message, ...]) -> str:
-        if dropped := self._dropped(system, messages):
-            assert self.window is not None
-            first = self.window.first
-            messages = (*messages[:first], *messages[first + dropped :])
-        return self._make_text(system, messages)
+        read = messages
+        if self.window is not None:
+            counts, fixed = self._counts(system, messages)
+            start, stop = self.window.gap(counts, [m.role for m in messages], fixed)
+            read = (*messages[:start], *messages[stop:])
+        try:
+            text = self._make_text(system, read)
+        except TemplateError as error:
+            raise ConfigError(
+                f"the model's chat template refuses a history of {len(messages)} messages: {error}"
+            ) from error
+        # A token is at least a byte: most texts need not be encoded to know that they are short.
+        if self.limit is not None and len(text.encode()) > self.limit - self.room:
+            self._need_fit(f"a history of {len(messages)} messages", len(self._make_ids(text)), self.room)
+        return text
 
-    def _dropped(self, system: str | None, messages: Sequence[Message]) -> int:
-        """How many messages after the first ones the window leaves out; an estimate of tokens that is not too low."""
-        if self.window is None:
-            return 0
+    def _need_fit(self, what: str, tokens: int, response: int) -> None:
+        """Refuses a history that is too long with the response to it."""
+        if self.limit is None or tokens + response <= self.limit:
+            return
+        left = self.limit - response
+        if left < NARROWEST:
+            advice = "leave it out"
+        elif self.window is None or self.window.tokens > left:
+            advice = f"have it cut, with model.window={left}"
+        else:
+            advice = "what a window never cuts is too long: lower model.window_first, or leave it out"
+        more = f", {tokens + response} with the response" if response else ""
+        raise ConfigError(f"{what} has {tokens} tokens{more}, and the model reads {self.limit}: {advice}")
+
+    def _counts(self, system: str | None, messages: Sequence[Message]) -> tuple[list[int], int]:
+        """Tokens of every message and of all else in their prompt; an estimate that is not too low."""
         one = (Message("customer", "a"),)
         if self._around is None:  # the template's tokens around a message
             three = (*one, Message("agent", "a"), *one)
             less, more = (len(self.encode(self._make_text(None, each))) for each in (one, three))
             self._around = -(-(more - less) // 2) - len(self.encode("a"))
         fixed = len(self.encode(self._make_text(system, one))) - len(self.encode("a")) - self._around
-        counts = [len(self.encode(m.content.strip())) + self._around for m in messages]
-        return self.window.dropped(counts, [m.role for m in messages], fixed)
+        return [len(self.encode(m.content.strip())) + self._around for m in messages], fixed
+
+    def count_cuts(self, conversation: Conversation) -> None:
+        """Counts in ``cuts`` which histories of a conversation do not fit the window, as `render` does."""
+        if self.window is not None:
+            for history in _histories(conversation):
+                self.cuts.count(self.window.fits(*self._counts(conversation.system, history)))
 
     def _make_text(self, system: str | None, messages: tuple[Message, ...]) -> str:
         told = system if system is not None else self.system
@@ -216,17 +264,23 @@ class ChatRenderer:
         return list(suggestion.token_ids) or self.response_ids(suggestion.text)
 
     def render(self, conversation: Conversation) -> RenderedConversation:
-        """The token tree of a conversation, every turn's state and action marked."""
+        """The token tree of a conversation, every turn's state and action marked.
+
+        Raises:
+            LogDataError: the model cannot read as much, or its chat template refuses the conversation.
+        """
+        self.count_cuts(conversation)
+        try:
+            return self._render(conversation)
+        except ConfigError as error:
+            raise LogDataError(f"conversation {conversation.id!r}: {error}") from error
+
+    def _render(self, conversation: Conversation) -> RenderedConversation:
         tree = TokenTree()
-        history: list[Message] = []
         states: list[int] = []
         actions: list[int] = []
         sent: int | None = None  # the segment of the agent's last message, when the next state can follow it
-        for turn in conversation.turns:
-            if turn.customer:
-                history.append(Message("customer", turn.customer))
-            if self.window is not None:
-                self.cuts.count(self._dropped(conversation.system, history))
+        for number, (turn, history) in enumerate(zip(conversation.turns, _histories(conversation), strict=True), 1):
             ids = None
             if sent is not None:
                 ended = tree.segments[sent].token_ids[-1] == self.stop_token_id
@@ -242,8 +296,20 @@ class ChatRenderer:
                 sent = action
             states.append(state)
             actions.append(action)
-            history.append(Message("agent", turn.message))
+            said = max(len(tree.segments[each].token_ids) for each in (action, sent))
+            if self.limit is not None and len(tree) > self.limit:
+                self._need_fit(f"the history of turn {number}", len(tree.path(state)), said)
         return RenderedConversation(tree, states, actions)
+
+
+def _histories(conversation: Conversation) -> Iterator[list[Message]]:
+    """What was said before each message of the agent: one list, which grows."""
+    history: list[Message] = []
+    for turn in conversation.turns:
+        if turn.customer:
+            history.append(Message("customer", turn.customer))
+        yield history
+        history.append(Message("agent", turn.message))
 
 
 def _plain_template(tokenizer: PreTrainedTokenizerBase) -> str:

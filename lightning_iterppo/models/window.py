@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+#: The fewest tokens that a recipe's window may have.
+NARROWEST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,37 +35,47 @@ class Window:
                 f"a window needs tokens of at least 1 and first of at least 0, found {self.tokens}, {self.first}"
             )
 
-    def dropped(self, counts: Sequence[int], roles: Sequence[str], fixed: int = 0) -> int:
-        """How many messages after the first ones are left out.
+    def gap(self, counts: Sequence[int], roles: Sequence[str], fixed: int = 0) -> tuple[int, int]:
+        """Which messages are left out, as ``(start, stop)``: ``messages[:start]`` and ``messages[stop:]`` are read.
 
         It depends on the history alone and not on who asks, and what is left out stays out as the history grows. The
         newest message always stays; one that does not fit by itself is read whole. Roles go on alternating across the
-        gap where they did before: many chat templates insist.
+        gap where they alternated before: many chat templates insist. Where that takes a message more before the newest,
+        and the two do not fit, the last of the first messages is left out instead.
 
         Args:
             counts: tokens of every message, the oldest first.
             roles: who said each.
             fixed: tokens of all else in the prompt.
         """
-        dropped = 0
-        first = sum(counts[: self.first]) + fixed
+        ends = [0, *accumulate(counts)]
+
+        def size(gap: tuple[int, int], length: int) -> int:
+            return fixed + ends[gap[0]] + ends[length] - ends[gap[1]]
+
+        start = stop = self.first
         for length in range(self.first + 1, len(counts) + 1):
-            kept = first + sum(counts[self.first + dropped : length])
-            if kept <= self.tokens:
+            if length < len(counts) and roles[length] != "agent":
+                continue  # nobody asks: the agent does not speak here
+            if size((start, stop), length) <= self.tokens:
                 continue
-            fits = None
-            least = dropped + 1
-            for dropped in range(least, length - self.first):
-                kept -= counts[self.first + dropped - 1]
-                if self.first and roles[self.first + dropped] == roles[self.first - 1]:
-                    continue
-                if kept <= self.tokens:
-                    fits = dropped
-                if kept <= self.tokens // 2:
-                    break
-            if fits is not None:
-                dropped = fits
-        return dropped
+            free = any(one == other for one, other in pairwise(roles[:length]))
+            found = []
+            for first in (start, self.first - 1):
+                gaps = [
+                    (first, last)
+                    for last in range(stop, length)
+                    if free or first in (0, last) or roles[first - 1] != roles[last]
+                ]
+                found.append(next((gap for gap in gaps if size(gap, length) <= self.tokens // 2), gaps[-1]))
+                if first in (0, self.first - 1) or gaps[-1][1] == length - 1:
+                    break  # the newest can follow by itself, or one of the first gave way already
+            start, stop = next((gap for gap in found if size(gap, length) <= self.tokens), found[0])
+        return start, stop
+
+    def fits(self, counts: Sequence[int], fixed: int = 0) -> bool:
+        """Whether all of a history can be read."""
+        return fixed + sum(counts) <= self.tokens
 
 
 @dataclass(slots=True)
@@ -71,10 +85,10 @@ class Cuts:
     states: int = 0
     cut: int = 0
 
-    def count(self, dropped: int) -> None:
-        """One more state."""
+    def count(self, fits: bool) -> None:
+        """One more state, whose history fits or does not."""
         self.states += 1
-        self.cut += dropped > 0
+        self.cut += not fits
 
     @property
     def share(self) -> float | None:

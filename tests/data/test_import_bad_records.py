@@ -10,6 +10,7 @@ import pytest
 
 from lightning_iterppo.cli import main
 from lightning_iterppo.conversation import Conversation, ConversationError
+from lightning_iterppo.data.importing import objects
 from lightning_iterppo.errors import ConfigError, LogDataError, LogFormatError
 
 USER, AGENT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
@@ -31,10 +32,22 @@ CHAT = [
     (of(USER, {"role": "owner", "content": "x"}), "unknown role: message 1: 'role' is 'owner'.*roles:"),
     (of({"content": "x"}), "unknown role: message 0: 'role' is missing"),
     (of(AGENT, {"role": "user"}), "a message without text: message 1: 'content' is missing"),
-    (of(AGENT, {"role": "user", "content": [1]}), r"a message without text: message 1.*\[1\]"),
+    (of(AGENT, {"role": "user", "content": {"a": 1}}), "a message without text: message 1.*{'a': 1}"),
+    (of(AGENT, {"role": "user", "content": [1]}), "a message with other parts than text: message 1: a part is 1"),
+    (
+        of(AGENT, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}),
+        "a message with other parts than text: message 1: a part is 'image_url'; take",
+    ),
+    (of(AGENT, {"role": "user", "content": []}), "an empty message: message 1"),
+    (
+        of(USER, {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}),
+        "a tool call without text: message 1: .*empty_messages: drop.*roles: {tool: ignore}",
+    ),
+    ('{"id": ' + "1" * 5000 + "}", "not JSON: a whole number has too many digits"),
     (of(AGENT, {"role": "user", "content": " "}), "an empty message: message 1.*empty_messages: drop"),
     (of(AGENT, outcome="won"), "not a number: 'outcome' is 'won'.*outcome_values"),
     (of(AGENT, outcome=[1]), "not a number"),
+    (of(AGENT, outcome=10**400), "not a number"),
     (of(AGENT, id=[1]), "an id that is no name"),
     (of({**AGENT, "reward": "much"}), "not a number: message 0: 'reward'"),
     (of({**AGENT, "reward": 1}, outcome=2), "rewards that are not the outcome: .*1, and the outcome is 2"),
@@ -78,19 +91,81 @@ def test_a_line_that_is_not_utf_8(logs: Any, tmp_path: Path) -> None:
         logs.bring("chat", tmp_path / "logs.jsonl")
 
 
-OWN = [
+def said(token_ids: Any, logprobs: Any = ()) -> dict[str, Any]:
+    made = {"text": "m", "token_ids": token_ids, "logprobs": list(logprobs)}
+    return {"turns": [{"message": "m", "disposition": "accepted", "suggestion": made}]}
+
+
+OWN: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "no turns: .*import chat"),
     ({"turns": [{"customer": "x"}]}, "not a conversation: "),
     ({"turns": [{"message": "m", "disposition": "accepted"}]}, "a disposition that cannot be: turn 0"),
     ({"turns": [{"message": "m", "suggestion": {"text": "n"}}]}, "a disposition that cannot be: turn 0: unassisted"),
     ({"turns": [{"message": "m", "reward": 1}], "outcome": 3}, "rewards that are not the outcome"),
+    ({"turns": [{"message": " "}]}, "an empty message: turn 0"),
+    (said([1.7]), 'not a conversation: turn 0: "token_ids" must be .* whole numbers from 0, found \\[1.7\\]'),
+    (said([-1]), 'not a conversation: turn 0: "token_ids"'),
+    (said([True]), 'not a conversation: turn 0: "token_ids"'),
+    (said([1, 2], [-0.5]), 'not a conversation: turn 0: "logprobs" must be as many .* found 1 for 2'),
+    (said([], [-0.5]), 'not a conversation: turn 0: "logprobs" must be as many'),
+    (said([1], [True]), 'not a conversation: turn 0: "logprobs"'),
+    (said([1], [10**400]), 'not a conversation: "logprobs" is too large'),
+    (said([1, 2], [-0.5, 0.5]), "a log-probability above 0: turn 0: found 0.5"),
+    ({**said([]), "id": ["x"]}, 'not a conversation: "id" must be text or a whole number'),
+    ({**said([]), "seed": "abc"}, "not a conversation: \"seed\" must be a whole number, found 'abc'"),
+    ({**said([]), "seed": 1.5}, 'not a conversation: "seed"'),
+    ({**said([]), "metadata": []}, 'not a conversation: "metadata"'),
 ]
 
 
 @pytest.mark.parametrize(("record", "reason"), OWN)
 def test_our_own_form_is_checked(logs: Any, record: dict[str, Any], reason: str) -> None:
+    path = logs.json({"id": "a", **record}, {"id": "good", **said([1], [-0.5])})
     with pytest.raises(LogFormatError, match=f":1: {reason}"):
-        logs.bring("iterppo", logs.json({"id": "a", **record}))
+        logs.bring("iterppo", path)
+    assert logs.nothing_left()
+    found, report = logs.bring("iterppo", path, skip_bad=True)
+    assert [talk.id for talk in found] == ["good"]
+    assert report.dropped == {reason.split(":")[0]: 1}
+
+
+ARRAY = [
+    ('{"id": NaN}', "not JSON: NaN"),
+    ('{"id": "a"', "not JSON: the file ends before the array does"),
+    ('{"id": "a', "not JSON: the file ends before the array does"),
+    ('{"id": "a"}}', "not JSON: Extra data at column 12"),
+    ('{"id":\n nope}', "not JSON: .* at line 2 of the record, column 2"),
+    ("3", "not a JSON object: found int"),
+    ("", "not JSON: a comma without a record"),
+    (of(USER), "no agent message"),
+    (of(AGENT, id="good"), "an id that was there before: 'good' is that of .*logs.json:2: record 1"),
+]
+
+
+@pytest.mark.parametrize(("element", "reason"), ARRAY)
+def test_a_bad_record_of_an_array_is_told_by_its_number_and_its_line(logs: Any, element: str, reason: str) -> None:
+    good = [logs.chat(USER, AGENT, id=name) for name in ("good", "last")]
+    path = logs.write("logs.json", f"[\n{json.dumps(good[0])},\n\n {element},\n{json.dumps(good[1])}\n]\n")
+    with pytest.raises(LogFormatError, match=f"^{path}:4: record 2: {reason}"):
+        logs.bring("chat", path)
+    assert logs.nothing_left()
+    if "ends before" in reason:  # what is behind it cannot be told apart, so nothing can be skipped
+        with pytest.raises(LogFormatError, match=reason):
+            logs.bring("chat", path, skip_bad=True)
+    else:
+        found, report = logs.bring("chat", path, skip_bad=True)
+        assert [talk.id for talk in found] == ["good", "last"]
+        assert report.dropped == {reason.split(":")[0]: 1}
+        assert report.examples[0].startswith(f"{path}:4: record 2: ")
+
+
+def test_what_follows_an_array_is_not_lost(logs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = json.dumps([logs.chat(AGENT)])
+    monkeypatch.setattr(objects, "_CHUNK", len(line))
+    for more in ("]", line, " " * 200_000 + line):
+        with pytest.raises(LogFormatError, match=r"logs\.json:1: not JSON: something follows the array"):
+            logs.bring("chat", logs.write("logs.json", line + more), skip_bad=True)
+    assert logs.nothing_left()
 
 
 @pytest.mark.parametrize(("donated", "outcome"), [(1.0, 0), (0.0, 1), (-1.0, 0), (None, 0)])
@@ -169,6 +244,21 @@ def test_a_row_of_a_parquet_file(logs: Any, tmp_path: Path) -> None:
         logs.bring("table", tmp_path / "t.parquet")
     with pytest.raises(LogFormatError, match="not Parquet"):
         logs.bring("table", logs.write("no.parquet", "x" * 100))
+
+
+@pytest.mark.parametrize("column", ["outcome", "reward"])
+def test_a_number_of_a_parquet_file_that_is_none_is_not_taken_for_unknown(
+    logs: Any, tmp_path: Path, column: str
+) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    made = [{"conversation": n, "speaker": "agent", "text": "x", column: value} for n, value in enumerate([None, 1.0])]
+    made.append({**made[0], "conversation": 2, column: float("nan")})
+    parquet.write_table(arrow.Table.from_pylist(made), tmp_path / "t.parquet")
+    with pytest.raises(LogFormatError, match=rf"t\.parquet:3: not a number: '{column}' is nan; leave it empty"):
+        logs.bring("table", tmp_path / "t.parquet")
+    found, report = logs.bring("table", tmp_path / "t.parquet", skip_bad=True)
+    assert [talk.outcome for talk in found] == [None, 1.0]
+    assert report.dropped == {"not a number": 1}
 
 
 def test_nothing_that_is_good_is_no_success(logs: Any) -> None:

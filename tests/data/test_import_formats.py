@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from lightning_iterppo.conversation import Conversation, Suggestion, Turn
-from lightning_iterppo.data.importing import FORMATS
+from lightning_iterppo.data.importing import FORMATS, objects
 from lightning_iterppo.data.logs import write_conversations
 from lightning_iterppo.errors import ConfigError
 
@@ -59,6 +60,71 @@ def test_our_own_form_stays_as_it_is(logs: Any, tmp_path: Path) -> None:
     found, report = logs.bring("iterppo", tmp_path / "ours.jsonl")
     assert found == made
     assert report.changes == {} and report.dispositions.counts["edited"] == 1
+
+
+def test_what_a_run_may_write_is_not_broken(logs: Any, tmp_path: Path) -> None:
+    ended_at_once = Turn("hi", "", Suggestion("", (7,), (-0.5,), "v1"), "accepted")
+    nothing_sent = Turn("and?", "", Suggestion("x", (1, 7), (0.0, 3e-7), "v1"), "rejected")
+    made = [dataclasses.replace(TALK, turns=(ended_at_once, nothing_sent), outcome=0.0, seed=2**40)]
+    write_conversations(tmp_path / "ours.jsonl", made)
+    assert logs.bring("iterppo", tmp_path / "ours.jsonl")[0] == made
+
+
+def test_fields_that_our_own_form_does_not_have_are_counted(logs: Any) -> None:
+    made = TALK.to_json()
+    made["turns"] = [
+        {
+            "customer": "hi",
+            "message": "a",
+            "note": 1,
+            "disposition": "accepted",
+            "suggestion": {"text": "a", "score": 2},
+        },
+        {"customer": "so", "message": "b", "note": 3, "reward": 1.0},
+    ]
+    _, report = logs.bring("iterppo", logs.json({**made, "shop": "x"}))
+    assert report.not_kept == {"shop": 1, "turns.note": 2, "turns.suggestion.score": 1}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("chunk", [8, 1 << 16])
+def test_one_array_is_read_as_lines_are(
+    logs: Any, monkeypatch: pytest.MonkeyPatch, indent: int | None, chunk: int
+) -> None:
+    monkeypatch.setattr(objects, "_CHUNK", chunk)
+    odd = ('he said "]},{[" \\', 'end\\\\" ,\n')
+    records = [logs.chat(("user", odd[0]), ("assistant", odd[1] * 5), id=str(number), tags=[{}]) for number in range(5)]
+    text = json.dumps(records, indent=indent, ensure_ascii=False)
+    found, report = logs.bring("chat", logs.write("logs.json", f"\ufeff\n{text}\n\n"))
+    assert found == logs.bring("chat", logs.json(*records))[0]
+    assert (len(found), report.dropped.total()) == (5, 0)
+    shared = [{"conversations": [{"from": "gpt", "value": "yo"}]}]
+    found, _ = logs.bring("sharegpt", logs.write("shared.json", json.dumps(shared * 2, indent=indent)))
+    assert [talk.id for talk in found] == ["shared-1", "shared-2"]
+
+
+def test_an_array_need_not_fit_into_memory(logs: Any) -> None:
+    record = json.dumps(logs.chat(("user", "x" * 10_000), ("assistant", "yo")))
+    path = logs.write("logs.json", "[" + ",".join([record] * 1000) + "]")
+    records = objects.json_lines(path)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in records) == 1000
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 10
+    finally:
+        tracemalloc.stop()
+
+
+def test_messages_in_parts_and_calls_of_tools(logs: Any) -> None:
+    parts = [{"type": "text", "text": "hi"}, {"type": "text", "text": "there"}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]}
+    told = {"role": "tool", "content": [{"type": "image_url"}], "tool_call_id": "c"}
+    record = logs.chat({"role": "user", "content": parts}, call, told, ("assistant", "yo"))
+    mapping = logs.mapping("empty_messages: drop\nroles: {tool: ignore}")
+    found, report = logs.bring("chat", logs.json(record), mapping=mapping)
+    assert found[0].turns == (Turn("hi\nthere", "yo"),)
+    assert report.changes == {"empty messages left out": 1, "messages of ignored roles left out": 1}
+    assert report.not_kept == {"tool_calls": 1, "tool_call_id": 1}
 
 
 def test_sharegpt(logs: Any) -> None:

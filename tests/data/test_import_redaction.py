@@ -33,6 +33,12 @@ CARD = "4111 1111 1111 1111"  # a test number of the card networks
         ("4111 1111 1111 1112 fails its check digit", "4111 1111 1111 1112 fails its check digit"),
         (f"order 12 {CARD} 99", "order 12 [card] 99"),
         ("it costs 1999.00 since 2026-01-01, size 42", "it costs 1999.00 since 2026-01-01, size 42"),
+        ("jörg@müller.de, info@пример.рф.", "[email], [email]."),
+        ("jo\u0308rg@mu\u0308ller.de!", "[email]!"),
+        ("邮箱anna@example.com请回复", "[email]请回复"),
+        ("'o'neil@example.com' is quoted", "'[email]' is quoted"),
+        ("4111.1111.1111.1111, 3782.822463.10005 and 4111\u00a01111\u00a01111\u00a01111", "[card], [card] and [card]"),
+        ("π is 3.14159265358979, 4111.1111.1111.1112 fails", "π is 3.14159265358979, 4111.1111.1111.1112 fails"),
         ("", ""),
     ],
 )
@@ -88,6 +94,23 @@ def test_it_is_replaced_wherever_it_stands_and_counted(logs: Any, tmp_path: Path
     # What was cleaned can be imported again.
     logs.output.rename(tmp_path / "again.jsonl")
     assert logs.bring("iterppo", tmp_path / "again.jsonl")[0] == [found]
+
+
+def test_numbers_and_keys_of_metadata_are_looked_at_too(logs: Any) -> None:
+    plain = {"n": 3, "year": 2019, "at": 1767225600, "price": 1999.5, "yes": True, "none": None, "big": 1e300}
+    more = {"phone_n": 6502530000, "cards": [4111111111111111, -4111111111111111.0]}
+    keys = {"a@example.org": {"+1 212 736 5000": 1}, "b@example.org": 2, "[email] 2": 3}
+    record = logs.chat(("user", "hi"), ("assistant", "yo"), **plain, **more, **keys)
+    (found,), report = logs.bring("chat", logs.json(record), redact=["email", "phone", "card"])
+    assert found.metadata == {
+        **plain,
+        "phone_n": "[phone]",
+        "cards": ["[card]", "[card]"],
+        "[email]": {"[phone]": 1},
+        "[email] 2": 2,
+        "[email] 2 2": 3,
+    }
+    assert report.redacted == {"email": 2, "phone": 2, "card": 2}
 
 
 def test_dropped_conversations_are_not_counted(logs: Any) -> None:

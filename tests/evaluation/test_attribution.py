@@ -11,7 +11,7 @@ from lightning_iterppo.cli import main
 from lightning_iterppo.conversation import Conversation, Turn
 from lightning_iterppo.data.logs import write_conversations
 from lightning_iterppo.errors import ConfigError
-from lightning_iterppo.evaluation.attribution import Score, attribute
+from lightning_iterppo.evaluation.attribution import Score, attribute, draw
 
 TALK = Conversation(
     "talk", (Turn("hello", "shoes?"), Turn("yes", "buy now!", reward=0.0)), closing="no thanks", outcome=0.0
@@ -53,6 +53,31 @@ def test_the_command_prints_a_table_and_draws_a_plot(tmp_path: Path, capsys: pyt
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["messages"][3]["change"] == pytest.approx(-0.5) and found["outcome"] == 0.0
+
+
+def test_a_plots_suffix_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs, scores = tmp_path / "logs.jsonl", tmp_path / "scores.jsonl"
+    write_conversations(logs, [TALK])
+    write_scores(scores)
+    words = ["attribute", str(logs), str(scores), "--id", "talk", "-o"]
+    for name, begins in (("a.svg", b"<?xml"), ("a.png", b"\x89PNG\r\n"), ("new/a.PDF", b"%PDF-")):
+        assert main([*words, str(tmp_path / name)]) == 0
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    capsys.readouterr()
+    for name in ("a.jpg", "a"):
+        assert main([*words, str(tmp_path / name)]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1
+        assert f"{name}: a plot is written as .svg, .png or .pdf" in printed.err and not (tmp_path / name).exists()
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"logs.jsonl", "scores.jsonl", "a.svg", "a.png", "new"}, "nothing half-written stays"
+
+
+def test_one_conversation_gives_one_file(tmp_path: Path) -> None:
+    for name in ("a.svg", "b.svg", "a.pdf"):
+        draw(attribute(TALK, SCORES), "talk", tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert b"CreationDate" not in (tmp_path / "a.pdf").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from lightning_iterppo.evaluation.guards import (
     FluencyLimits,
+    Gain,
     Guard,
     Said,
     distinct_pairs,
@@ -60,6 +62,39 @@ def test_small_promises_add_up() -> None:
 def test_what_nobody_has_seen_cannot_be_judged() -> None:
     for guard in (reward_hacking([0.5], [outcomes(60)]), reward_hacking([], []), reward_hacking([None], [[1.0]] * 2)):
         assert guard.passed is None and "yet" in guard.says
+    assert "the logs cannot tell" in reward_hacking([0.5], [], None, "the logs cannot tell").says
+
+
+def test_the_last_gain_may_be_an_off_policy_estimate() -> None:
+    draws = np.linspace(0.0, 0.1, 1001)
+    for promised, passed in ((0.097, True), (0.098, False)):
+        found = reward_hacking([promised], [], Gain.of_draws(draws))
+        (step,) = found.figures["steps"]
+        assert found.passed is passed and (step["by"], step["where"]) == ("off-policy", "iteration 0")
+        assert step["interval"] == pytest.approx((0.0025, 0.0975)) and step["seen"] == pytest.approx(0.05)
+
+
+def test_every_comparison_counts_whatever_it_was_seen_by() -> None:
+    found = reward_hacking([0.1, 0.098], [outcomes(60), outcomes(90)], Gain.of_draws(np.linspace(0.0, 0.1, 1001)))
+    assert [step["by"] for step in found.figures["steps"]] == ["collected", "off-policy"]
+    assert found.figures["level"] == pytest.approx(0.975) and found.passed is True, "at 95 % it would not"
+
+
+def test_fresh_conversations_of_both_take_the_place_of_collected_ones() -> None:
+    seen = Gain.of_outcomes("fresh", outcomes(60), outcomes(58))
+    found = reward_hacking([0.1, 0.3], [outcomes(60), outcomes(90), outcomes(150)], seen)
+    assert [(step["by"], step["passed"]) for step in found.figures["steps"]] == [
+        *(("collected", True), ("fresh", False), ("collected", True))
+    ]
+    assert Gain.of_outcomes("fresh", [1.0], [0.0, 1.0]) is None
+
+
+def test_where_people_take_most_turns_a_conversation_gains_a_share_of_the_promise() -> None:
+    draws = np.linspace(0.0, 0.1, 1001)
+    rare = reward_hacking([0.3], [], Gain.of_draws(draws, turns=0.25))
+    assert rare.passed is True and rare.figures["steps"][0]["predicted"] == pytest.approx(0.075)
+    often = reward_hacking([0.3], [], Gain.of_draws(draws, turns=4.0))
+    assert often.passed is False and often.figures["steps"][0]["predicted"] == 0.3, "never more than the promise"
 
 
 # -- fluency -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from transformers.utils.logging import disable_progress_bar
 
-from lightning_iterppo import operations
+from lightning_iterppo import operations, promotion
 from lightning_iterppo.cli import main
 from lightning_iterppo.composition import compose, load_recipe
 from lightning_iterppo.conversation import Conversation
@@ -29,6 +29,7 @@ SMALL = [
     *("critic.epochs=1", "critic.batch_conversations=8", "policy.rounds=1", "policy.ppo_epochs=1"),
 ]
 Fails = Callable[..., str]
+Promised = Callable[[Path, float], None]
 
 
 def trained(path: Path, *more: str) -> Path:
@@ -48,6 +49,33 @@ def logs(run: Path) -> Path:
     file = run.parent / "logs.jsonl"
     operations.collect(load_recipe(run / "recipe.yaml"), file, run / "checkpoints" / "iteration-000", 90)
     return file
+
+
+@pytest.fixture(scope="module")
+def improved(run: Path, logs: Path) -> Path:
+    """What a company with logs alone makes of the run's first policy: `iterppo fit-critic`, then `iterppo improve`."""
+    config, start = load_recipe(run / "recipe.yaml"), run / "checkpoints" / "iteration-000"
+    critic, path = run.parent / "critic", run.parent / "improved"
+    operations.fit_critic(config, [logs], [], critic, start)
+    operations.improve(config, critic, [logs], path, start)
+    return path
+
+
+@pytest.fixture
+def promised() -> Iterator[Promised]:
+    """Makes Q have promised a gain in a run's last iteration, for the time of a test."""
+    kept: dict[Path, str] = {}
+
+    def promise(run: Path, gain: float) -> None:
+        file = run / "summary.json"
+        text = kept.setdefault(file, file.read_text(encoding="utf-8"))
+        record = json.loads(text)
+        record["iterations"][-1]["policy"]["reward_gain"] = gain
+        file.write_text(json.dumps(record), encoding="utf-8")
+
+    yield promise
+    for file, text in kept.items():
+        file.write_text(text, encoding="utf-8")
 
 
 @pytest.fixture
@@ -333,6 +361,75 @@ def test_q_that_promised_what_did_not_come_blocks(
     assert next(step["where"] for step in found["guards"][0]["figures"]["steps"]) == "iteration 0"
 
 
+@pytest.mark.parametrize(("gain", "passed"), [(0.0, True), (0.95, False)])
+def test_logs_alone_measure_what_came_of_a_promise(
+    run: Path,
+    improved: Path,
+    logs: Path,
+    promised: Promised,
+    capsys: pytest.CaptureFixture[str],
+    gain: float,
+    passed: bool,
+) -> None:
+    promised(improved, gain)
+    current = ("--current", run / "checkpoints/iteration-000")
+    found = printed(
+        capsys, "promote", improved, *current, "--data", logs, "--min-probability", "0", code=3 * (not passed)
+    )
+    guard = found["guards"][0]
+    (step,) = guard["figures"]["steps"]
+    assert guard["passed"] is passed and (step["by"], step["predicted"]) == ("off-policy", gain)
+    assert step["seen"] == found["difference"] and step["interval"] == pytest.approx(found["ci95"])
+    assert [reason.split(":")[0] for reason in found["reasons"]] == ([] if passed else ["guard reward hacking"])
+
+
+def test_fresh_conversations_of_both_measure_what_came_of_a_promise(
+    run: Path, improved: Path, logs: Path, tmp_path: Path, promised: Promised, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = won(tmp_path / "new.jsonl", 50, 60, logs), won(tmp_path / "old.jsonl", 30, 60, logs)
+    promised(improved, 0.6)
+    fresh = ("--fresh", new, old, "--current", run / "checkpoints/iteration-000")
+    found = printed(capsys, "promote", improved, *fresh, code=3)
+    (step,) = found["guards"][0]["figures"]["steps"]
+    assert (step["by"], step["predicted"], step["seen"]) == ("fresh", 0.6, pytest.approx(1 / 3))
+    assert "guard reward hacking: Q promised +0.600" in found["reasons"][0]
+
+
+def test_the_checkpoint_before_is_what_the_last_improvement_began_with(
+    run: Path, logs: Path, promised: Promised, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promised(run, 0.95)
+    guard = printed(capsys, "promote", run, "--data", logs, code=3)["guards"][0]
+    assert [(step["by"], step["passed"]) for step in guard["figures"]["steps"]] == [
+        *(("collected", True), ("off-policy", False))
+    ]
+
+
+def test_another_pair_of_policies_says_nothing_of_the_promise(
+    run: Path, improved: Path, logs: Path, promised: Promised, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promised(improved, 0.95)
+    other = ("--candidate", run / "checkpoints/iteration-000", "--current", improved)
+    for pair in (other, ("--current", improved)):
+        found = printed(
+            capsys, "promote", improved, *pair, "--data", logs, "--max-regret", "9", "--min-probability", "0"
+        )
+        guard = found["guards"][0]
+        assert guard["passed"] is None and "are not those before and after the run's last improvement" in guard["says"]
+
+
+def test_people_who_talked_need_no_current_policy(
+    improved: Path, logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = won(tmp_path / "new.jsonl", 50, 60, logs), won(tmp_path / "old.jsonl", 30, 60, logs)
+    found = printed(capsys, "promote", improved, "--fresh", new, old)
+    assert (found["decision"], found["current"]) == ("promote", None)
+    assert Path(found["candidate"]) == improved / "checkpoints/iteration-000/policy"
+    hacking, *others = found["guards"]
+    assert hacking["passed"] is None and "say --current DIR" in hacking["says"]
+    assert others and all(guard["passed"] for guard in others)
+
+
 def test_off_policy_a_policy_is_no_better_than_itself(
     run: Path, logs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,6 +463,15 @@ def test_promotions_that_cannot_be_decided(run: Path, logs: Path, tmp_path: Path
     assert "is not a run" in fails("promote", tmp_path, "--data", logs)
     (tmp_path / "bad.jsonl").write_text("{}\n", encoding="utf-8")
     assert "bad.jsonl:1:" in fails("promote", run, "--data", tmp_path / "bad.jsonl")
+    assert not (run / "promotion.json").exists()
+
+
+def test_fresh_conversations_of_unknown_outcome_are_found_before_anything_is_loaded(
+    run: Path, logs: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run / "promotion.json").unlink(missing_ok=True)
     unknown = changed(logs, tmp_path / "unknown.jsonl", lambda c: replace(c, outcome=None))
+    monkeypatch.setattr(promotion, "quiet_loop", lambda config: pytest.fail("a model would be loaded"))
     assert "no outcome of the candidate's conversations is known" in fails("promote", run, "--fresh", unknown, logs)
+    assert "no outcome of the current policy's" in fails("promote", run, "--fresh", logs, unknown)
     assert not (run / "promotion.json").exists()

@@ -48,7 +48,7 @@ class ModelHost:
     def __init__(self, model: LanguageModel, renderer: ChatRenderer) -> None:
         self.model = model
         self.renderer = renderer.forgetful()
-        self.renderer.window = None  # of the policy's histories
+        self.renderer.window = self.renderer.limit = None  # of the policy's histories
         self._variants: dict[str | None, str] = {}
         self._asked: dict[str, list[_Asked]] = {}
         _HOSTS[id(self)] = self

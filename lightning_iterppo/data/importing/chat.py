@@ -1,4 +1,6 @@
-"""The chat form: one JSON object a line, with ``messages`` of ``role`` and ``content``, and an ``outcome``.
+"""The chat form: JSON objects with ``messages`` of ``role`` and ``content``, and an ``outcome``.
+
+They stand one a line, or in one array.
 
 A message of the assistant may have a ``suggestion`` and a ``disposition``; a message may have a ``reward``. What else
 the object holds is kept as metadata, what else a message holds is not.
@@ -21,6 +23,7 @@ from lightning_iterppo.data.importing.records import NAMED, BadRecord, Built, Pl
 FIELDS = replace(mapping.FIELDS, conversation="id", messages="messages", speaker="role", text="content")
 #: The keys of a mapping file that mean something here.
 USES = (*mapping.USES, "fields.messages")
+_CALLS = ("tool_calls", "function_call")  # where OpenAI's messages have calls of tools, with ``content`` null
 
 
 def read(files: list[Path], context: Context) -> Iterator[Item]:
@@ -47,7 +50,16 @@ def from_record(context: Context, place: Place, record: dict[str, Any]) -> Built
     for index, message in enumerate(raw):
         if not isinstance(message, dict):
             raise BadRecord("a message that is no object", f"message {index}: found {message!r}")
-        said.append(Said(*(message.get(str(key)) for key in names)))
+        each = Said(*(message.get(str(key)) for key in names))
+        if each.text is None and any(message.get(key) for key in _CALLS):
+            if context.mapping.empty_messages == "error":
+                raise BadRecord(
+                    "a tool call without text",
+                    f"message {index}: what a policy says is learned from, not what it calls; --mapping with "
+                    "empty_messages: drop leaves the call out, and with roles: {tool: ignore} the tool's answer",
+                )
+            each = replace(each, text="")
+        said.append(each)
         if len(message) > 2:
             not_kept.update(key for key, value in message.items() if key not in names and value is not None)
     given = text_id(record.get(str(fields.conversation)))

@@ -1,4 +1,4 @@
-"""The conversations of files with one JSON object a line."""
+"""The conversations of files of JSON objects."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_iterppo.data.importing.context import Context, Item
 from lightning_iterppo.data.importing.objects import json_lines
 from lightning_iterppo.data.importing.records import BadRecord, Built, Place
 
-_EVERY = 64  # lines between two reports of progress
+_EVERY = 64  # records between two reports of progress
 
 
 def read_lines(files: list[Path], context: Context, make: Callable[[Place, dict[str, Any]], Built]) -> Iterator[Item]:
-    """What ``make`` makes of every line; empty lines are none."""
+    """What ``make`` makes of every object."""
     sizes = [path.stat().st_size for path in files]
     whole = max(1, sum(sizes))
     for index, path in enumerate(files):

@@ -71,7 +71,7 @@ class DelayedOutcomes:
             else:
                 # Which of them holds nobody can tell here, so this is no record to skip.
                 both = f"conversation {name!r} has the outcome {value:g} here and {before[0]:g} at {before[1]}"
-                raise LogFormatError(place.path, place.number, f"{both}; leave one of them")
+                raise place.error(f"{both}; leave one of them")
 
     def holds(self, name: str) -> bool:
         """Whether the file has the outcome of a conversation."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning_iterppo.conversation import Conversation, ConversationError
+from lightning_iterppo.conversation import Conversation, ConversationError, Suggestion, Turn
 from lightning_iterppo.data.importing.context import Context, Item
 from lightning_iterppo.data.importing.lines import read_lines
 from lightning_iterppo.data.importing.mapping import Fields
@@ -18,7 +18,11 @@ from lightning_iterppo.data.importing.records import NAMED, BadRecord, Built, Pl
 FIELDS = Fields()
 #: The keys of a mapping file that mean something here.
 USES: tuple[str, ...] = ()
-_KEPT = {each.name for each in dataclasses.fields(Conversation)}
+_KEPT, _KEPT_OF_TURN, _KEPT_OF_SUGGESTION = (
+    {each.name for each in dataclasses.fields(part)} for part in (Conversation, Turn, Suggestion)
+)
+#: How far above 0 a log-probability may be: a server's rounding, which no ratio of probabilities notices.
+_ROUNDING = 1e-3
 
 
 def read(files: list[Path], context: Context) -> Iterator[Item]:
@@ -40,7 +44,15 @@ def _from_record(context: Context, place: Place, record: dict[str, Any]) -> Buil
         wrong = contradiction(turn.disposition, suggestion, turn.message, edits=False)
         if wrong:
             raise BadRecord("a disposition that cannot be", f"turn {index}: {wrong}")
-    named = not found.id or record.get("id") is None
+        # A policy that ended at once said nothing, and a person may send nothing for what it said: both are actions.
+        if turn.suggestion is None and not turn.message.strip():
+            raise BadRecord("an empty message", f"turn {index}: nothing was suggested, and nothing was sent")
+        above = max(turn.suggestion.logprobs, default=0.0) if turn.suggestion else 0.0
+        if above > _ROUNDING:
+            raise BadRecord(
+                "a log-probability above 0", f"turn {index}: found {above:g}; leave them out where they are not known"
+            )
+    named = not found.id.strip()
     name = f"{place.path.stem}-{place.number}" if named else found.id
     outcome = context.outcomes.of(name, found.outcome)
     turns = found.turns
@@ -49,5 +61,15 @@ def _from_record(context: Context, place: Place, record: dict[str, Any]) -> Buil
         turns = tuple(dataclasses.replace(turn, reward=each) for turn, each in zip(turns, rewards, strict=True))
     built = Built(dataclasses.replace(found, id=name, outcome=outcome, turns=turns))
     built.notes[NAMED] += named
-    built.not_kept = Counter(key for key in record if key not in _KEPT)
+    built.not_kept = _not_kept(record)
     return built
+
+
+def _not_kept(record: dict[str, Any]) -> Counter[str]:
+    """The fields of a record that a conversation, its turns and their suggestions do not have."""
+    found = Counter(key for key in record if key not in _KEPT)
+    for turn in record["turns"]:
+        found.update(f"turns.{key}" for key in turn if key not in _KEPT_OF_TURN)
+        made = turn.get("suggestion") or {}
+        found.update(f"turns.suggestion.{key}" for key in made if key not in _KEPT_OF_SUGGESTION)
+    return found

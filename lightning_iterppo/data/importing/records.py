@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,18 +52,28 @@ class BadRecord(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record begins: a file, and its line (JSON, CSV) or row (Parquet, datasets), the first being 1."""
+    """Where a record begins: a file, and its line (JSON, CSV) or row (Parquet, datasets), the first being 1.
+
+    A record of a JSON array has its number in the array, and besides the ``line`` that it begins on.
+    """
 
     path: Path
     number: int
+    line: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.number}"
+        return f"{self.path}:{self.number}" if self.line is None else f"{self.path}:{self.line}: record {self.number}"
+
+    def error(self, reason: str) -> LogFormatError:
+        """What is wrong there, as an error."""
+        if self.line is None:
+            return LogFormatError(self.path, self.number, reason)
+        return LogFormatError(self.path, self.line, f"record {self.number}: {reason}")
 
 
 def as_error(place: Place, bad: BadRecord) -> LogFormatError:
     """A bad record that is not to be skipped."""
-    return LogFormatError(place.path, place.number, f"{bad}; --skip-bad leaves such records out and counts them")
+    return place.error(f"{bad}; --skip-bad leaves such records out and counts them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,8 @@ class Builder:
         if role == "ignore":
             notes[IGNORED] += 1
             return None
+        if isinstance(said.text, list):
+            said = replace(said, text=_parts(said.text, index))
         if not isinstance(said.text, str):
             kind = "is missing" if said.text is None else f"must be text, found {said.text!r}"
             raise BadRecord("a message without text", f"message {index}: {self.fields.text!r} {kind}")
@@ -238,7 +250,7 @@ class Builder:
             return float(value.strip().lower() == "true")
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             hint = f"--mapping with outcome_values: {{{value}: 1}} says what a word stands for"
             raise BadRecord("not a number", f"{what} is {value!r}; {hint}") from error
         if not abs(number) < float("inf"):
@@ -312,6 +324,18 @@ def settle_outcome(rewards: Sequence[float], outcome: float) -> list[float]:
     if abs(total - outcome) > 1e-6 * max(1.0, abs(outcome)):
         raise BadRecord("rewards that are not the outcome", f"they add up to {total:g}, and the outcome is {outcome:g}")
     return list(rewards)
+
+
+def _parts(parts: list[Any], index: int) -> str:
+    """The text of a message in parts, as OpenAI writes it: theirs, joined by newlines."""
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = repr(part.get("type")) if isinstance(part, dict) else f"{part!r:.80}"
+            raise BadRecord(
+                "a message with other parts than text",
+                f"message {index}: a part is {kind}; take such parts out of the log, or the whole conversation",
+            )
+    return "\n".join(part["text"] for part in parts)
 
 
 def text_id(value: Any) -> str | None:

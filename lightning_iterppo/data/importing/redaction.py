@@ -15,10 +15,18 @@ from lightning_iterppo.extras import need
 from lightning_iterppo.recipe_files import nearest
 
 KINDS = ("email", "phone", "card")
-_EMAIL = re.compile(r"[\w.%+\-]{1,64}@[A-Za-z0-9\-]{1,63}(?:\.[A-Za-z0-9\-]{1,63})+")
-_DIGITS = re.compile(r"\d(?:[ \-]?\d){12,}")
+_MARKS = "\u0300-\u036f"  # the dots of an ü that is written as u and dots, which are no letters
+#: The last part of a domain is of Latin letters or of others, not both: no space need follow it in Chinese.
+_EMAIL = re.compile(
+    rf"(?:[\w.%+\-{_MARKS}]|(?<=\w)['’](?=\w)){{1,64}}@(?:[\w\-{_MARKS}]{{1,63}}\.)+"
+    rf"(?:[A-Za-z0-9\-\u00c0-\u024f{_MARKS}]{{1,63}}|[^\W\u0000-\u024f]{{1,63}})"
+)
+_DIGITS = re.compile(r"\d(?:[ \u00a0\u202f\-\u2010-\u2013]?\d){12,}")
+#: Dots part decimals, versions and addresses too, so with them only groups as on a card are looked at.
+_DOTTED = re.compile(r"(?<!\d)\d{4}\.(?:\d{4}\.\d{4}\.\d{4}|\d{6}\.\d{4,5})(?!\d)")
 _CARD_DIGITS = (13, 19)  # ISO/IEC 7812: at least and at most in use
 _PHONE_DIGITS = 7  # numbers with fewer are not looked for
+_LARGEST = 10 ** _CARD_DIGITS[1]  # of the numbers of metadata that are looked at
 
 #: Where something was found in a text: from, to.
 Spans = list[tuple[int, int]]
@@ -46,7 +54,8 @@ class Redactor:
         if "email" in kinds:
             self._finders.append(("email", _emails))
         if "card" in kinds:
-            self._finders.append(("card", _cards(need("stdnum.luhn", "to find card numbers", "import"))))
+            luhn = need("stdnum.luhn", "to find card numbers", "import")
+            self._finders += [("card", _dotted_cards(luhn)), ("card", _cards(luhn))]
         if "phone" in kinds:
             phones = need("phonenumbers", "to find phone numbers", "import")
             for region in mapping.phone_regions:
@@ -79,7 +88,7 @@ class Redactor:
         return any(finder(name) for _, finder in self._in_ids)
 
     def conversation(self, conversation: Conversation, found: Counter[str]) -> Conversation:
-        """The conversation without it: messages, suggestions, system message and metadata, but not the id.
+        """The conversation without it: messages, suggestions, system message and metadata with its keys, not the id.
 
         Token ids and log-probabilities of a suggestion that is changed are left out: they would spell the old text.
         """
@@ -108,7 +117,19 @@ class Redactor:
         if isinstance(value, list):
             return [self._any(each, found) for each in value]
         if isinstance(value, dict):
-            return {key: self._any(each, found) for key, each in value.items()}
+            kept: dict[str, Any] = {}
+            for key, each in value.items():
+                clean = name = self.text(key, found)
+                count = 1
+                while name in kept:  # two keys may be personal data, and neither's value is lost
+                    count += 1
+                    name = f"{clean} {count}"
+                kept[name] = self._any(each, found)
+            return kept
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST:
+            digits = str(abs(int(value)))
+            clean = digits if value != int(value) else self.text(digits, found)
+            return value if clean == digits else clean
         return value
 
 
@@ -135,6 +156,12 @@ def _phones(library: Any, region: str | None) -> Callable[[str], Spans]:
         return [(match.start, match.end) for match in library.PhoneNumberMatcher(text, region)]
 
     return find
+
+
+def _dotted_cards(luhn: Any) -> Callable[[str], Spans]:
+    return lambda text: [
+        match.span() for match in _DOTTED.finditer(text) if luhn.is_valid(match.group().replace(".", ""))
+    ]
 
 
 def _cards(luhn: Any) -> Callable[[str], Spans]:

@@ -1,4 +1,4 @@
-"""The ShareGPT form: one JSON object a line, with ``conversations`` of ``from`` (human, gpt) and ``value``."""
+"""The ShareGPT form: as the chat form, with ``conversations`` of ``from`` (human, gpt) and ``value``."""
 
 from __future__ import annotations
 

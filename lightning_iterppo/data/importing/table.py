@@ -6,6 +6,7 @@ The rows go to the disk first and come back conversation by conversation.
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -98,8 +99,12 @@ class Columns:
             return
         if problem is None:
             try:
-                for cell in cells:
+                for column, cell in zip(self.names, cells, strict=True):
                     _check_text(cell)
+                    # SQLite would keep it as nothing, and an outcome that went wrong is not one that is not known.
+                    if isinstance(cell, float) and not math.isfinite(cell):
+                        hint = "leave it empty (null) where it is not known"
+                        raise BadRecord("not a number", f"{column!r} is {cell!r}; {hint}")
             except BadRecord as bad:
                 problem = bad
         if problem is not None:

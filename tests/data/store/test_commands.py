@@ -195,6 +195,55 @@ def test_mistakes_are_one_line_and_leave_nothing(here: Path, fails: Callable[...
     assert not (here / "x.jsonl").exists() and not (here / "none.db").exists()
 
 
+@pytest.mark.parametrize("place", ["new.db", "s.db"])
+def test_files_that_are_refused_make_no_store_and_change_none(
+    here: Path, fails: Callable[..., str], says: Says, place: str
+) -> None:
+    says("add", "s.db", "chat.jsonl")
+    for name, text in {
+        "broken": CHAT.replace("17", "18") + "{nope\n",
+        "nameless": CHAT.replace("17", "18") + CHAT.replace('"id": "17", ', ""),
+        "empty": "\n",
+        "twice": CHAT.replace("17", "18") + CHAT + CHAT.replace("Yes", "No"),
+        "long": CHAT.replace("17", "17" * 300),
+    }.items():
+        (here / f"{name}.jsonl").write_text(text)
+    before = {path.name: path.read_bytes() for path in here.iterdir()}
+    for name in ("broken", "nameless", "empty", "twice", "long"):
+        fails("add", place, f"{name}.jsonl")
+        assert {path.name: path.read_bytes() for path in here.iterdir()} == before, name
+
+
+@pytest.mark.parametrize("somebody", [True, False])
+def test_a_store_that_cannot_be_put_in_its_place_is_written_there(
+    here: Path, says: Says, monkeypatch: pytest.MonkeyPatch, somebody: bool
+) -> None:
+    """Because somebody else made one meanwhile, to which it is added, or because the file system has no links."""
+    link = os.link
+
+    def late(made: Path, place: Path) -> None:
+        if not somebody:
+            raise PermissionError(1, "Operation not permitted")
+        with ConversationStore(str(place)) as store:
+            store.add(talks()[:2])
+        link(made, place)
+
+    monkeypatch.setattr(os, "link", late)
+    assert says("add", "new.db", "chat.jsonl") == {"store": "new.db", "added": 1, "known": 0}
+    assert says("show", "new.db")["conversations"] == (3 if somebody else 1)
+    assert {path.name for path in here.iterdir()} == {"chat.jsonl", "new.db"}
+
+
+def test_a_journal_that_another_store_left_does_not_come_into_a_new_one(here: Path, says: Says) -> None:
+    with ConversationStore("new.db") as store:
+        store.add(talks())
+        journal = (here / "new.db-wal").read_bytes()
+    (here / "new.db").unlink()
+    (here / "new.db-wal").write_bytes(journal)
+    says("add", "new.db", "chat.jsonl")
+    assert says("show", "new.db")["conversations"] == 1
+
+
 def test_the_commands_of_the_page_are_commands() -> None:
     page = Path(__file__).resolve().parents[3] / "docs" / "store.md"
     lines = re.findall(r"^(iterppo .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)

@@ -20,13 +20,13 @@ from lightning_iterppo.data.store.models import Base
 from lightning_iterppo.errors import ConfigError, StoreError
 
 
-def make_old(url: str) -> Database:
-    """A store of the first form."""
+def make_old(url: str, form: str) -> Database:
+    """A store of an older form."""
     database = Database(url)
     config = schema._config()
     with database.writing() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        command.upgrade(config, form)
     return database
 
 
@@ -41,20 +41,25 @@ def test_the_migrations_make_what_the_models_say(url: str) -> None:
             assert {each["name"] for each in made.get_check_constraints(name)} == checks
 
 
-def test_an_older_store_is_upgraded_when_that_is_said(url: str, talk: Callable[..., Conversation]) -> None:
-    database = make_old(url)
+@pytest.mark.parametrize("form", ["0001", "0002"])
+def test_an_older_store_is_upgraded_when_that_is_said(url: str, talk: Callable[..., Conversation], form: str) -> None:
+    database = make_old(url, form)
     with pytest.raises(ConfigError) as caught:
         ConversationStore(url)
-    assert "older form 0001" in str(caught.value) and "run `iterppo store upgrade " in str(caught.value)
+    assert f"older form {form}" in str(caught.value) and "run `iterppo store upgrade " in str(caught.value)
     made = schema.upgrade_store(url)
-    assert (made.form_before, made.form) == ("0001", schema.newest_version())
+    assert (made.form_before, made.form) == (form, schema.newest_version())
     with ConversationStore(url) as store:
         store.add([talk()])
         again = schema.upgrade_store(url)
         assert again.form_before == again.form == schema.newest_version()
         assert list(store.conversations()) == [talk()]
-        with pytest.raises(sa.exc.IntegrityError, match="append-only"), database.writing() as connection:
-            connection.exec_driver_sql("DELETE FROM turns")
+        statements = ["DELETE FROM turns"]
+        if database.file is not None:
+            statements.append("INSERT OR REPLACE INTO turns SELECT * FROM turns")
+        for statement in statements:
+            with pytest.raises(sa.exc.IntegrityError, match="append-only"), database.writing() as connection:
+                connection.exec_driver_sql(statement)
     database.close()
 
 

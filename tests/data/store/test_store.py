@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -238,12 +240,27 @@ def test_iterations_are_kept_with_their_figures(url: str) -> None:
         assert [each.run for each in store.iterations()] == ["mine", "other"]
 
 
+#: Of each table what names a row, and a column beside that.
+COLUMNS = {
+    "conversations": (("id",), "closing"),
+    "turns": (("conversation", "position"), "message"),
+    "suggestions": (("conversation", "position"), "text"),
+    "outcomes": (("conversation", "revision"), "value"),
+    "iterations": (("run", "iteration"), "figures"),
+}
+
+
 def test_the_database_refuses_to_change_what_is_stored(url: str, talk: Make) -> None:
     with ConversationStore(url) as store:
         store.add([talk("a", outcome=1.0)])
         store.add_iteration("mine", 0, {})
-        for table in ("conversations", "turns", "suggestions", "outcomes", "iterations"):
-            for statement in (f"DELETE FROM {table}", f"UPDATE {table} SET {_column(table)} = {_column(table)}"):
+        for table, (key, other) in COLUMNS.items():
+            again = f"INSERT INTO {table} SELECT * FROM {table} WHERE true ON CONFLICT"
+            for statement in (
+                f"DELETE FROM {table}",
+                f"UPDATE {table} SET {other} = {other}",
+                f"{again} ({', '.join(key)}) DO UPDATE SET {other} = EXCLUDED.{other}",
+            ):
                 with pytest.raises(sa.exc.IntegrityError, match="append-only"), store.database.writing() as connection:
                     connection.exec_driver_sql(statement)
         if store.database.file is None:
@@ -252,10 +269,29 @@ def test_the_database_refuses_to_change_what_is_stored(url: str, talk: Make) -> 
         assert content(store) == [talk("a", outcome=1.0)]
 
 
-def _column(table: str) -> str:
-    return {"conversations": "closing", "turns": "message", "suggestions": "text", "iterations": "run"}.get(
-        table, "value"
-    )
+@pytest.mark.parametrize("table", COLUMNS)
+def test_whoever_opens_the_file_replaces_nothing(tmp_path: Path, talk: Make, table: str) -> None:
+    """By SQLite's module alone, where REPLACE fires no trigger of a delete."""
+    place, (key, other) = tmp_path / "s.db", COLUMNS[table]
+    with ConversationStore(str(place)) as store:
+        store.add([talk("a", outcome=0.75)])
+        store.add_iteration("mine", 0, {})
+    with closing(sqlite3.connect(place, isolation_level=None)) as base:
+        before = list(base.iterdump())
+        names = [name for _, name, *_ in base.execute(f"PRAGMA table_info({table})") if name != "number"]
+
+        def first(**changed: int) -> str:
+            return ", ".join(str(changed.get(name, name)) for name in names) + f" FROM {table} LIMIT 1"
+
+        for statement in (
+            f"INSERT OR REPLACE INTO {table} ({', '.join(names)}) SELECT {first(**{other: 99})}",
+            # Every table has a rowid, and a new row may take the place of one that has another key by it.
+            f"REPLACE INTO {table} (rowid, {', '.join(names)}) SELECT rowid, {first(**dict.fromkeys(key, 99))}",
+            f"UPDATE OR REPLACE {table} SET {key[-1]} = 0",
+        ):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                base.execute(statement)
+            assert list(base.iterdump()) == before, statement
 
 
 # -- as logs --------------------------------------------------------------------------------------------------------
