@@ -213,7 +213,16 @@ def test_the_summary_has_the_keys_of_its_schema(run: Run) -> None:
         assert 0 <= low <= summary[name]["outcome_rate"] <= high <= 1
     assert [record["iteration"] for record in summary["iterations"]] == [0, 1]
     for record in summary["iterations"]:
-        assert set(record) == {"iteration", "collected", "critic", "policy", "seconds", "tokens", "held_out"}
+        assert set(record) == {
+            "iteration",
+            "collected",
+            "critic",
+            "policy",
+            "seconds",
+            "tokens",
+            "held_out",
+            "suggestions",
+        }
         assert set(record["collected"]) == RATE
         assert set(record["critic"]) == {"auroc", "brier", "ece", "explained_variance", "turns", "brier_constant"}
         assert set(record["policy"]) == {

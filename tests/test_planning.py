@@ -38,7 +38,7 @@ SMALL = ("policy.batch_conversations=2", "critic.batch_conversations=2", "loop.b
 
 
 def recipe(*words: str) -> Recipe:
-    return compose("shop", ["trainer=cpu", "model.dtype=float32", *SMALL, *words])
+    return compose("shop", ["policy=default", "trainer=cpu", "model.dtype=float32", *SMALL, *words])
 
 
 def rehearsed(*words: str, accelerator: bool = False, work: Work = WORK) -> Rehearsed:

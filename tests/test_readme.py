@@ -192,9 +192,9 @@ def test_every_key_of_the_summary_is_explained() -> None:
     text = (ROOT / "docs" / "run-directory.md").read_text(encoding="utf-8")
     rate = Rate(0.5, (0.4, 0.6), 10, 0.5)
     record = IterationRecord(0, rate)
-    nested = [f"{section}.{key}" for section in ("critic", "policy") for key in getattr(record, section)]
+    nested = [f"{section}.{key}" for section in ("critic", "policy", "suggestions") for key in getattr(record, section)]
     plain = [*Summary("shop", 1).to_json(), *dataclasses.asdict(rate), *dataclasses.asdict(record)]
-    plain = [key for key in plain if key not in ("critic", "policy")]
+    plain = [key for key in plain if key not in ("critic", "policy", "suggestions")]
     for key in [*plain, *nested, *record.seconds, *record.tokens]:
         assert f"`{key}`" in text, key
 

@@ -17,7 +17,7 @@ def test_what_people_did_with_suggestions_is_written_down_and_a_metric() -> None
     )
     metrics: dict[str, float] = {}
     record = RunRecord(Summary(recipe="words", seed=1), metrics)
-    record.begin(0, None, [Conversation(turns, outcome=1.0)])
+    record.begin(0, None, [Conversation("a", turns, outcome=1.0)])
     assert record.running.suggestions == {"acceptance_rate": 0.5, "edit_distance": pytest.approx(2 / 8)}
     assert metrics == {"collect/acceptance_rate": 0.5, "collect/edit_distance": pytest.approx(2 / 8)}
     record.end(None)
@@ -27,5 +27,5 @@ def test_what_people_did_with_suggestions_is_written_down_and_a_metric() -> None
 def test_where_nothing_was_suggested_nothing_is_known() -> None:
     metrics: dict[str, float] = {}
     record = RunRecord(Summary(recipe="words", seed=1), metrics)
-    record.begin(0, None, [Conversation((Turn("hi", "hello", None, "unassisted"),), outcome=0.0)])
+    record.begin(0, None, [Conversation("a", (Turn("hi", "hello", None, "unassisted"),), outcome=0.0)])
     assert record.running == IterationRecord(0, None) and not metrics

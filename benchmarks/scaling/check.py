@@ -53,6 +53,7 @@ TURNS, RESPONSE, CONVERSATIONS = 2, 24, 9
 RECIPE: Final = (
     *(
         "shop",
+        "policy=default",
         "trainer=cpu",
         "logger=none",
         "logs=none",

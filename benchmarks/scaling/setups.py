@@ -29,7 +29,7 @@ RESULTS = HERE.parent / "results" / "scaling" / "setups.json"
 PAGE = HERE.parents[1] / "docs" / "scaling.md"
 SIZES: Final = ("350M", "1B", "3B", "7B", "13B", "34B")
 #: What makes the largest model fit: a conversation at a time, layers computed again, few conversations side by side.
-THRIFTY: Final = ("trainer.micro_batch=1", "model.checkpointing=true", "loop.batch=16")
+THRIFTY: Final = ("policy=default", "trainer.micro_batch=1", "model.checkpointing=true", "loop.batch=16")
 #: Of a process on a processor, about; on an accelerator what `plan` assumes.
 PROCESS: Final = 500_000_000
 
