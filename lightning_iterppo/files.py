@@ -16,25 +16,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replace_directory", "write_json_atomically", "write_lines_atomically", "write_text_atomically"]
+__all__ = [
+    "flush",
+    "replace_directory",
+    "write_bytes_atomically",
+    "write_json_atomically",
+    "write_lines_atomically",
+    "write_text_atomically",
+]
+
+
+def write_bytes_atomically(path: str | Path, content: bytes) -> None:
+    """Writes ``content``; a reader finds the old file or the new one, never a part. Makes missing parents."""
+    _write_atomically(path, [content])
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Writes ``text`` as UTF-8; a reader finds the old file or the new one, never a part. Makes missing parents."""
-    _write_atomically(path, [text])
+    """The same of ``text``, as UTF-8."""
+    write_bytes_atomically(path, text.encode())
 
 
 def write_lines_atomically(path: str | Path, lines: Iterable[str]) -> None:
     """Writes lines, each without its newline, as they come, so that they need not fit into memory; else the same."""
-    _write_atomically(path, (line + "\n" for line in lines))
+    _write_atomically(path, ((line + "\n").encode() for line in lines))
 
 
-def _write_atomically(path: str | Path, parts: Iterable[str]) -> None:
+def _write_atomically(path: str | Path, parts: Iterable[bytes]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path, "tmp")
     try:
-        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
+        with open(temporary, "xb") as file:
             for part in parts:
                 file.write(part)
             file.flush()

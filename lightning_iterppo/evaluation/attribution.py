@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning_iterppo.conversation import Conversation
 from lightning_iterppo.errors import ConfigError, LogFormatError
 from lightning_iterppo.extras import need
+from lightning_iterppo.files import write_bytes_atomically
 
 PLOTS = ("svg", "png", "pdf")
 
@@ -171,13 +172,7 @@ def draw(steps: Sequence[Step], title: str, path: Path) -> None:
     content = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "attribution"}):
         figure.savefig(content, format=form, metadata=date)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content.getvalue())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes_atomically(path, content.getvalue())
 
 
 def _short(text: str, width: int = 70) -> str:
