@@ -66,6 +66,7 @@ _LIMITS: Final = (
     ("max-length-ratio", 2.0, "largest length of a response over the reference's, and its inverse the least"),
     ("min-distinct-ratio", 0.8, "least share of different word pairs in a response, over the reference's"),
     ("max-script-shift", 0.1, "largest share of letters in another script than the reference's"),
+    ("max-language-shift", 0.1, "largest share of responses in another language than the reference's"),
 )
 
 
@@ -116,6 +117,7 @@ def promote(arguments: argparse.Namespace, job: commands.Job) -> int:
             arguments.max_length_ratio,
             arguments.min_distinct_ratio,
             arguments.max_script_shift,
+            arguments.max_language_shift,
         ),
     )
     found = promotion.promote(

@@ -16,6 +16,7 @@ from lightning_iterppo.errors import LogDataError, RunDirectoryError
 from lightning_iterppo.estimation import quiet_loop
 from lightning_iterppo.evaluation.comparison import Comparison, of_outcomes
 from lightning_iterppo.evaluation.guards import FluencyLimits, Gain, Guard, Said, fluency, reward_hacking
+from lightning_iterppo.evaluation.languages import language_guard
 from lightning_iterppo.evaluation.rates import outcome_rate
 from lightning_iterppo.files import write_json_atomically
 from lightning_iterppo.generation.local import LocalEngine
@@ -263,7 +264,8 @@ def _fluency(
         if turns < STATES:
             some.append(conversation)
             turns += len(conversation.turns)
-    return fluency(_said(loop, config, some, POLICY), _said(loop, config, some, REFERENCE), limits)
+    policy, usual = _said(loop, config, some, POLICY), _said(loop, config, some, REFERENCE)
+    return [*fluency(policy, usual, limits), language_guard(policy.texts, usual.texts, limits.language_shift)]
 
 
 def _said(loop: IterativePPOLoop, config: Recipe, conversations: Sequence[Conversation], variant: str) -> Said:

@@ -1,8 +1,8 @@
 """The critic on Persuasion for Good: fitted on its training conversations, measured on its validation conversations.
 
 ``python benchmarks/persuasion/critic.py DIRECTORY``, which holds ``train.jsonl`` and ``validation.jsonl``, runs
-``iterppo fit-critic persuasion critic=asking`` and ``iterppo score``, writes the figures to
-``benchmarks/results/persuasion/`` and puts them, and what the critic says of three conversations, into
+``iterppo fit-critic persuasion critic=asking`` with a question about this outcome, and ``iterppo score``, writes the
+figures to ``benchmarks/results/persuasion/`` and puts them, and what the critic says of three conversations, into
 ``docs/attribution.md``. ``--write`` only writes the table of what is recorded there. Words like ``critic=reading`` or
 ``critic.layer=30`` change the recipe and record nothing.
 """
@@ -38,6 +38,8 @@ from pages import fill  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "persuasion" / "critic.json"
 PAGE = ROOT / "docs" / "attribution.md"
 SAMPLES: Final = 1000
+#: What the outcome is, as the customer would ask it: they play for their payment, and the charity is this one.
+QUESTION: Final = "Do you think that I will donate some of my payment to Save the Children?"
 #: A turn is of the last quarter when so much of the conversation's turns came before it.
 LATE: Final = 0.75
 
@@ -125,7 +127,10 @@ def main() -> None:
     if arguments.directory is None:
         parser.error("say where train.jsonl and validation.jsonl are")
     train, validation = (arguments.directory / f"{name}.jsonl" for name in ("train", "validation"))
-    config = compose("persuasion", ["critic=asking", f'logs.path="{train}"', *arguments.overrides])
+    asked = ["critic=asking", f'critic.question="{QUESTION}"']
+    if any(word.startswith("critic=") for word in arguments.overrides):
+        asked = []
+    config = compose("persuasion", [*asked, f'logs.path="{train}"', *arguments.overrides])
     with tempfile.TemporaryDirectory() as place:
         critic, scores = arguments.critic or Path(place) / "critic", Path(place) / "scores.jsonl"
         started = time.perf_counter()

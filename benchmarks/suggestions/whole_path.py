@@ -95,7 +95,7 @@ def path(seed: int, place: Path) -> dict[str, Any]:
         name: command("evaluate", *recipe, "--policy", policy, "-n", str(MEASURED))
         for name, policy in (("deployed", deployed), ("improved", improved))
     }
-    return {
+    found = {
         "seed": seed,
         "imported": imported["judge"],
         "critic": critic,
@@ -103,13 +103,15 @@ def path(seed: int, place: Path) -> dict[str, Any]:
         "promotion": promoted,
         "truth": truth,
     }
+    kept: dict[str, Any] = json.loads(json.dumps(found).replace(f"{place}/", ""))  # files that are gone afterwards
+    return kept
 
 
 def table(record: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
-        "| seed | accepted, edited, rejected | logged | estimated (95 %) | decision | really: before → after |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| seed | accepted, edited, rejected | logged | estimated (95 %) | decision | guards | really before → after |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for run in record["runs"]:
         shares = run["imported"]["dispositions"]["shares"]
@@ -117,11 +119,17 @@ def table(record: dict[str, Any]) -> str:
         told, better = "cannot tell", run["promotion"]["probability_better"]
         if dr["value"] is not None:
             told = f"{dr['value']:.3f} ({dr['ci95'][0]:.3f} to {dr['ci95'][1]:.3f})"
+        verdicts = [guard["passed"] for guard in run["promotion"]["guards"]]
+        guards = ", ".join(
+            f"{verdicts.count(passed)} {word}"
+            for passed, word in ((True, "passed"), (False, "failed"), (None, "not measured"))
+            if passed in verdicts
+        )
         before, after = (run["truth"][name]["outcome_rate"] for name in ("deployed", "improved"))
         lines.append(
             f"| {run['seed']} | {', '.join(f'{shares[s]:.0%}' for s in ('accepted', 'edited', 'rejected'))} "
             f"| {run['estimate']['logs']['return_mean']:.3f} | {told} "
-            f"| {run['promotion']['decision']} ({'–' if better is None else f'{better:.2f}'}) "
+            f"| {run['promotion']['decision']} ({'–' if better is None else f'{better:.2f}'}) | {guards} "
             f"| {before:.3f} → {after:.3f} |"
         )
     return "\n".join(lines)

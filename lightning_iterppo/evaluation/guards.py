@@ -213,6 +213,7 @@ class FluencyLimits:
         length_ratio: mean tokens of a response, over the reference's, at most; and at least its inverse.
         distinct_ratio: share of different word pairs within a response, over the reference's, at least.
         script_shift: share of letters that would have to change their script for the shares to be alike, at most.
+        language_shift: share of responses that would have to change their language for the shares to be alike, at most.
     """
 
     kl: float = 1.0
@@ -220,6 +221,7 @@ class FluencyLimits:
     length_ratio: float = 2.0
     distinct_ratio: float = 0.8
     script_shift: float = 0.1
+    language_shift: float = 0.1
 
 
 def fluency(policy: Said, reference: Said, limits: FluencyLimits) -> list[Guard]:

@@ -306,8 +306,10 @@ def test_a_better_candidate_is_promoted(
     assert found["evidence"]["candidate"]["outcome_rate"] == pytest.approx(50 / 60)
     assert [Path(found[key]).parent.name for key in ("candidate", "current")] == ["iteration-001", "iteration-000"]
     names = [guard["name"] for guard in found["guards"]]
-    assert names == ["reward hacking", "kl", "perplexity", "length", "repetition", "script"]
-    assert all(guard["passed"] for guard in found["guards"])
+    assert names == ["reward hacking", "kl", "perplexity", "length", "repetition", "script", "language"]
+    *measured, language = found["guards"]
+    assert all(guard["passed"] for guard in measured)
+    assert language["passed"] is None and "too few to compare" in language["says"], "these say one word"
 
 
 def test_a_guard_that_cannot_be_measured_says_so_and_blocks_nothing(
@@ -321,7 +323,7 @@ def test_a_guard_that_cannot_be_measured_says_so_and_blocks_nothing(
     assert fluent["passed"] is None and "say --reference DIR" in fluent["says"]
     reference = ("--reference", run / "checkpoints/iteration-000")
     found = printed(capsys, "promote", run, "--fresh", new, old, *reference)
-    assert [guard["passed"] for guard in found["guards"]] == [True] * 6
+    assert [guard["passed"] for guard in found["guards"]] == [True] * 6 + [None]
 
 
 def test_a_worse_candidate_is_not(run: Path, logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -425,8 +427,9 @@ def test_people_who_talked_need_no_current_policy(
     found = printed(capsys, "promote", improved, "--fresh", new, old)
     assert (found["decision"], found["current"]) == ("promote", None)
     assert Path(found["candidate"]) == improved / "checkpoints/iteration-000/policy"
-    hacking, *others = found["guards"]
+    hacking, *others, language = found["guards"]
     assert hacking["passed"] is None and "say --current DIR" in hacking["says"]
+    assert language["passed"] is None, "these say one word"
     assert others and all(guard["passed"] for guard in others)
 
 
