@@ -40,7 +40,7 @@ def add_off_policy(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--current",
         type=Path,
         metavar="DIR",
-        help="what it would replace; default: the checkpoint before, and --fresh can do without",
+        help="what it would replace; default: the checkpoint before, or what the run started from; --fresh needs none",
     )
     one.add_argument("--data", type=Path, nargs="+", metavar="FILE", default=[], help="logs to compare them by")
     one.add_argument(

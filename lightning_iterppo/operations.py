@@ -255,6 +255,8 @@ def improve(config: Recipe, critic: Path, data: list[Path], run: Path, policy: P
     pin_start(config)
     loop = build_loop(config, kept=True)
     _start_from(loop, policy)
+    if policy is not None:
+        loop.summary.start = str(policy_directory(policy).resolve())
     try:
         load_critic(critic, loop.language_model, loop.critic)
     except (FileNotFoundError, ValueError) as error:

@@ -89,8 +89,8 @@ def promote(
     Args:
         run: whose recipe, summary and checkpoints are used.
         candidate: a policy; None is that of the newest checkpoint.
-        current: the policy that it is compared to; None is that of the checkpoint before. Where there is none before,
-            ``data`` needs it, and ``fresh`` leaves what it was out.
+        current: the policy that it is compared to; None is that of the checkpoint before or, before the first, the one
+            that the run started from. Where there is none, ``data`` needs it, and ``fresh`` leaves what it was out.
         data: logs to compare them by, off-policy; empty with ``fresh``.
         fresh: pairs of files, conversations of the candidate and of the current policy.
         reference: the policy whose text is the measure; None is the run's own, as its last state keeps it.
@@ -151,7 +151,16 @@ def _policies(run: RunDirectory, candidate: Path | None, current: Path | None) -
         return chosen, policy_directory(current)
     resolved = [p.resolve() for p in kept]
     place = resolved.index(chosen.resolve().parent) if chosen.resolve().parent in resolved else None
-    return chosen, kept[place - 1] / "policy" if place else None
+    if place:
+        return chosen, kept[place - 1] / "policy"
+    start = _start(run) if _is_after(run, 0, chosen) else None
+    return chosen, start if start is not None and start.is_dir() else None
+
+
+def _start(run: RunDirectory) -> Path | None:
+    """The policy that a run began with, if it was another run's."""
+    start = run.read_summary().start
+    return None if start is None else Path(start)
 
 
 # -- evidence ----------------------------------------------------------------------------------------------------------
@@ -224,8 +233,14 @@ def _hacking(run: RunDirectory, candidate: Path, current: Path | None, evidence:
     newest = _is_after(run, last, candidate)
     if newest and evidence.candidate_outcomes and len(outcomes) == len(iterations):
         outcomes.append(evidence.candidate_outcomes)
-    # Which policy a run's first improvement began with is not recorded: it is taken to be the current one.
-    before = not _is_after(run, 0, current) if last == 0 else _is_after(run, last - 1, current)
+    # A warm start that no checkpoint keeps is taken to be the current policy.
+    start = _start(run)
+    if last > 0:
+        before = _is_after(run, last - 1, current)
+    elif start is None or current is None:
+        before = not _is_after(run, 0, current)
+    else:
+        before = current.resolve() == start.resolve()
     if newest and last == 0 and current is None:
         unseen = "say --current DIR, the policy that its only improvement began with"
     elif not (newest and before):

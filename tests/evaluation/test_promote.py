@@ -374,10 +374,8 @@ def test_logs_alone_measure_what_came_of_a_promise(
     passed: bool,
 ) -> None:
     promised(improved, gain)
-    current = ("--current", run / "checkpoints/iteration-000")
-    found = printed(
-        capsys, "promote", improved, *current, "--data", logs, "--min-probability", "0", code=3 * (not passed)
-    )
+    found = printed(capsys, "promote", improved, "--data", logs, "--min-probability", "0", code=3 * (not passed))
+    assert found["current"] == str((run / "checkpoints/iteration-000/policy").resolve()), "what `improve` began with"
     guard = found["guards"][0]
     (step,) = guard["figures"]["steps"]
     assert guard["passed"] is passed and (step["by"], step["predicted"]) == ("off-policy", gain)
@@ -424,7 +422,13 @@ def test_people_who_talked_need_no_current_policy(
     improved: Path, logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new, old = won(tmp_path / "new.jsonl", 50, 60, logs), won(tmp_path / "old.jsonl", 30, 60, logs)
-    found = printed(capsys, "promote", improved, "--fresh", new, old)
+    summary = improved / "summary.json"
+    kept = summary.read_text(encoding="utf-8")
+    summary.write_text(json.dumps(json.loads(kept) | {"start": None}), encoding="utf-8")
+    try:
+        found = printed(capsys, "promote", improved, "--fresh", new, old)
+    finally:
+        summary.write_text(kept, encoding="utf-8")
     assert (found["decision"], found["current"]) == ("promote", None)
     assert Path(found["candidate"]) == improved / "checkpoints/iteration-000/policy"
     hacking, *others, language = found["guards"]
