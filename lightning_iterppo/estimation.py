@@ -10,6 +10,7 @@ from lightning_iterppo.config import Recipe
 from lightning_iterppo.data.logs import read_conversations
 from lightning_iterppo.errors import ConfigError
 from lightning_iterppo.judging import RESPONSES, judge, sampled_otherwise, usable_logs
+from lightning_iterppo.logged_policy import check_tokens
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.operations import histories_cut, load_policy, single_process, without_logs
 
@@ -30,12 +31,14 @@ def estimate(config: Recipe, policy: Path | None, data: list[Path], responses: i
         RunDirectoryError: there is no such policy.
     """
     conversations = read_conversations(data)
+    logs = usable_logs(conversations)  # before anything is loaded
     loop = quiet_loop(config)
     with loop.running():
         loop.tools.begin("score", len(conversations), "conversations")
+        check_tokens(logs.conversations, loop.renderer)
         if policy is not None:
             load_policy(loop.language_model, policy)
-        judged = judge(loop, config, usable_logs(conversations, loop), responses)
+        judged = judge(loop, config, logs, responses)
         loop.tools.begin("done")
     return {
         "policy": None if policy is None else str(policy),

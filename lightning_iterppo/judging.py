@@ -46,16 +46,15 @@ class Judged:
         }
 
 
-def usable_logs(conversations: Sequence[Conversation], loop: IterativePPOLoop) -> UsableLogs:
-    """What of conversations can be weighted.
+def usable_logs(conversations: Sequence[Conversation]) -> UsableLogs:
+    """What of conversations can be weighted, if `check_tokens` finds that this model made them.
 
     Raises:
-        LogDataError: no outcome is known, or another model made them.
+        LogDataError: no outcome is known.
     """
     logs = usable(conversations)
     if logs.censored == len(conversations):
         raise LogDataError("none of the conversations has a known outcome, so there is nothing to estimate from")
-    check_tokens(logs.conversations, loop.renderer)
     return logs
 
 

@@ -23,6 +23,7 @@ from lightning_iterppo.generation.local import LocalEngine
 from lightning_iterppo.generation.sampling import Sampling
 from lightning_iterppo.judging import RESPONSES, judge, usable_logs
 from lightning_iterppo.loading import policy_directory
+from lightning_iterppo.logged_policy import UsableLogs, check_tokens, usable
 from lightning_iterppo.loop import IterativePPOLoop
 from lightning_iterppo.models.language_model import POLICY, REFERENCE
 from lightning_iterppo.models.tree import TokenTree
@@ -108,12 +109,13 @@ def promote(
         raise RunDirectoryError(f"{run} has no checkpoint before {chosen}: say which policy with --current DIR")
     read = read_conversations(data) if data else []
     pairs = [(read_conversations(one), read_conversations(other)) for one, other in fresh]
-    # Before anything is loaded: it may find that there is nothing to compare.
+    # Before anything is loaded: either may find that there is nothing to compare.
+    logs = usable_logs(read) if data else usable(read)
     seen = _fresh(pairs) if pairs else None
     loop = quiet_loop(config)
     with loop.running():
         loop.tools.begin("score", unit="policies")
-        evidence = seen or _off_policy(loop, config, [p for p in (chosen, replaced) if p is not None], read)
+        evidence = seen or _off_policy(loop, config, [p for p in (chosen, replaced) if p is not None], logs, read)
         guards = [_hacking(directory, chosen, replaced, evidence)]
         load_policy(loop.language_model, chosen, option="--candidate")
         guards += _fluency(loop, config, directory, evidence.states, reference, gate.fluency)
@@ -167,10 +169,14 @@ def _start(run: RunDirectory) -> Path | None:
 
 
 def _off_policy(
-    loop: IterativePPOLoop, config: Recipe, places: Sequence[Path], conversations: list[Conversation]
+    loop: IterativePPOLoop,
+    config: Recipe,
+    places: Sequence[Path],
+    logs: UsableLogs,
+    conversations: list[Conversation],
 ) -> Evidence:
     """Both policies' doubly robust estimates on the same bootstrap samples of the same logs."""
-    logs = usable_logs(conversations, loop)
+    check_tokens(logs.conversations, loop.renderer)
     found = []
     for place, option in zip(places, ("--candidate", "--current"), strict=True):
         load_policy(loop.language_model, place, option=option)

@@ -70,6 +70,8 @@ def test_the_page_has_the_record_of_the_whole_path() -> None:
         assert estimate["logs"]["censored"] == run["imported"]["outcomes"]["unknown"] > 0
         low, high = estimate["doubly_robust"]["ci95"]
         assert low < truth < high and truth > estimate["logs"]["return_mean"], "what the page says of every row"
+        guards = run["promotion"]["guards"]
+        assert len(guards) == 7 and all(guard["passed"] for guard in guards)
 
 
 def test_a_row_that_the_logs_cannot_tell_of_is_a_row_all_the_same() -> None:

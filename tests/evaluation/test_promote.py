@@ -473,7 +473,7 @@ def test_promotions_that_cannot_be_decided(run: Path, logs: Path, tmp_path: Path
     assert not (run / "promotion.json").exists()
 
 
-def test_fresh_conversations_of_unknown_outcome_are_found_before_anything_is_loaded(
+def test_conversations_of_unknown_outcome_are_found_before_anything_is_loaded(
     run: Path, logs: Path, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run / "promotion.json").unlink(missing_ok=True)
@@ -481,4 +481,5 @@ def test_fresh_conversations_of_unknown_outcome_are_found_before_anything_is_loa
     monkeypatch.setattr(promotion, "quiet_loop", lambda config: pytest.fail("a model would be loaded"))
     assert "no outcome of the candidate's conversations is known" in fails("promote", run, "--fresh", unknown, logs)
     assert "no outcome of the current policy's" in fails("promote", run, "--fresh", logs, unknown)
+    assert "none of the conversations has a known outcome" in fails("promote", run, "--data", unknown)
     assert not (run / "promotion.json").exists()
