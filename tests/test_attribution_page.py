@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 from lightning_iterppo.conversation import Conversation, Turn
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("persuasion_critic", ROOT / "benchmarks" / "persuasion" / "critic.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/persuasion/critic.py")
 
 
 def test_figures_are_over_all_turns_and_over_the_last_quarter(benchmark: ModuleType) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import load_script
 
 from lightning_iterppo.composition import compose, to_yaml
 from lightning_iterppo.conversation import Conversation, Turn
@@ -24,16 +22,7 @@ MACHINE = {"system": "Linux", "processor": "A Processor", "cores": 2, "threads":
 BEGIN, END = "<!-- quickstart-table:begin -->", "<!-- quickstart-table:end -->"
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("quickstart_record", ROOT / "benchmarks" / "quickstart" / "record.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-record = load()
+record = load_script("benchmarks/quickstart/record.py")
 
 
 def summary(seed: int = 1, recipe: str = "shop") -> Summary:

@@ -16,8 +16,8 @@ CERTAIN: Final = 0.9
 LEAST: Final = 10
 
 
-def languages(texts: Sequence[str]) -> Counter[str]:
-    """How many texts are of which language (ISO 639 codes), without those of which it is not certain.
+def languages(*groups: Sequence[str]) -> list[Counter[str]]:
+    """How many texts of each group are of which language (ISO 639 codes), without those of which it is not certain.
 
     By py3langid, a naive Bayes classifier over bytes (Lui and Baldwin 2012, "langid.py").
 
@@ -26,8 +26,8 @@ def languages(texts: Sequence[str]) -> Counter[str]:
     """
     langid = need("py3langid.langid", "to tell languages apart", "language")
     identifier = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
-    found = (identifier.classify(text) for text in texts)
-    return Counter(language for language, probability in found if probability >= CERTAIN)
+    found = ([identifier.classify(text) for text in texts] for texts in groups)
+    return [Counter(language for language, probability in each if probability >= CERTAIN) for each in found]
 
 
 def language_guard(policy: Sequence[str], reference: Sequence[str], most: float) -> Guard:
@@ -40,7 +40,7 @@ def language_guard(policy: Sequence[str], reference: Sequence[str], most: float)
     """
     name = "language"
     try:
-        counts, expected = languages(policy), languages(reference)
+        counts, expected = languages(policy, reference)
     except ConfigError as missing:
         return Guard(name, None, str(missing), {})
     figures = {"policy": dict(sorted(counts.items())), "reference": dict(sorted(expected.items())), "at_most": most}

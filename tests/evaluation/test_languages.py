@@ -26,11 +26,11 @@ GERMAN = [
 
 
 def test_languages_of_the_same_letters_are_told_apart() -> None:
-    assert languages([*ENGLISH, *GERMAN]) == Counter(en=20, de=20)
+    assert languages([*ENGLISH, *GERMAN], GERMAN) == [Counter(en=20, de=20), Counter(de=20)]
 
 
 def test_what_is_too_short_for_a_language_does_not_count() -> None:
-    assert languages(["no", "ok", "20", ""]) == Counter()
+    assert languages(["no", "ok", "20", ""]) == [Counter()]
 
 
 @pytest.mark.parametrize(
