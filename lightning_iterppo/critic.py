@@ -148,20 +148,20 @@ class QCritic(FittedModule):
 
     @torch.no_grad()
     def score(
-        self, trees: Sequence[TokenTree], *, rows: int = 8, on_batch: Callable[[int], None] | None = None
+        self, trees: Sequence[TokenTree], *, rows: int = 8, on_batch: Callable[[int, int], None] | None = None
     ) -> list[list[float]]:
         """Q of every action of every tree, in the order of ``tree.actions``.
 
         Args:
             trees: conversations, with any responses added to their states.
             rows: trees a forward pass.
-            on_batch: called with the number of tokens of each pass.
+            on_batch: called with the number of trees and of tokens of each pass.
         """
         return [[q for q, _ in scores] for scores in self.score_states(trees, rows=rows, on_batch=on_batch)]
 
     @torch.no_grad()
     def score_states(
-        self, trees: Sequence[TokenTree], *, rows: int = 8, on_batch: Callable[[int], None] | None = None
+        self, trees: Sequence[TokenTree], *, rows: int = 8, on_batch: Callable[[int, int], None] | None = None
     ) -> list[list[tuple[float, float | None]]]:
         """Q of every action as `score` gives it, and V of the state that it was taken in; None before `fit_states`."""
         found: list[list[tuple[float, float | None]]] = [[] for _ in trees]
@@ -176,7 +176,7 @@ class QCritic(FittedModule):
                 for index in chosen:
                     found[index] = [(next(values), next(states)) for _ in trees[index].actions]
                 if on_batch is not None:
-                    on_batch(sum(len(trees[i]) for i in chosen))
+                    on_batch(len(chosen), sum(len(trees[i]) for i in chosen))
         return found
 
     def _values_of_states(self, read: _Reading) -> list[float | None]:

@@ -125,7 +125,8 @@ class RoundDataModule(pl.LightningDataModule):
         batch_size: conversations a batch, over all processes.
         rows: conversations a forward pass without gradients.
         seed: which conversations, which responses, which order.
-        on_stage: told what is being done: ``sample``, ``score``, ``prepare`` or ``train``.
+        on_stage: told what is being done, ``sample``, ``score``, ``prepare`` or ``train``, and how much of it there is.
+        on_batch: called with the number of conversations and of tokens of each pass of ``prepare``.
 
     Raises:
         ValueError: there is no conversation.
@@ -152,6 +153,7 @@ class RoundDataModule(pl.LightningDataModule):
         rows: int = 8,
         seed: int = 0,
         on_stage: Callable[[str, int], None] | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__()
         if not conversations:
@@ -174,6 +176,7 @@ class RoundDataModule(pl.LightningDataModule):
         self.rows = rows
         self.seed = seed
         self.on_stage = on_stage
+        self.on_batch = on_batch
         self.round = 0
         self.first_reward: float | None = None  # of the first round, in the states that are measured at the end
         self.generated_tokens = 0
@@ -222,7 +225,7 @@ class RoundDataModule(pl.LightningDataModule):
             values = self.score(states)
             self._tell("prepare", len(states))
             scored = [self._rewarded(state, value) for state, value in zip(states, values, strict=True)]
-            prepared = self.policy.prepare(scored, rows=self.rows, at_anchor=at_anchor)
+            prepared = self.policy.prepare(scored, rows=self.rows, at_anchor=at_anchor, on_batch=self.on_batch)
         own = chosen[rank() :: world_size()]
         reward = self._mean_reward([tree for each, tree in zip(own, scored, strict=True) if each.place < MEASURED])
         self.first_reward = reward if self.first_reward is None else self.first_reward

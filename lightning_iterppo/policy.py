@@ -143,7 +143,7 @@ class PPOPolicy(FittedModule):
         *,
         rows: int = 8,
         at_anchor: bool = False,
-        on_batch: Callable[[int], None] | None = None,
+        on_batch: Callable[[int, int], None] | None = None,
     ) -> list[PreparedTree]:
         """Everything that stays fixed while a round is trained on: log-probabilities, values, advantages.
 
@@ -155,7 +155,7 @@ class PPOPolicy(FittedModule):
             trees: this process's, what `ScoredTree` says; there may be none where others have some.
             rows: trees a forward pass.
             at_anchor: the policy still is π_k, so that a pass is saved.
-            on_batch: called with the number of tokens of each pass.
+            on_batch: called with the number of trees and of tokens of each pass of the policy as it is.
 
         Returns:
             The trees, in their order.
@@ -217,7 +217,7 @@ class PPOPolicy(FittedModule):
     def _batch(self, chosen: Sequence[ScoredTree]) -> TreeBatch:
         return collate_trees([item.tree for item in chosen], self.model.pad_token_id).to(self.model.device)
 
-    def _read(self, groups: Sequence[Sequence[ScoredTree]], on_batch: Callable[[int], None] | None) -> list[_Read]:
+    def _read(self, groups: Sequence[Sequence[ScoredTree]], on_batch: Callable[[int, int], None] | None) -> list[_Read]:
         """What the policy as it is, and the value head, say of groups of trees, a pass each."""
         found = []
         with self.model.using(POLICY), self.model.whole():
@@ -226,7 +226,7 @@ class PPOPolicy(FittedModule):
                 logprobs, entropies, predicting = self.model.response_logprobs(self.model.hidden(batch), batch)
                 found.append(_Read(logprobs, entropies, self.value_head(predicting), batch.action_mask))
                 if on_batch is not None:
-                    on_batch(sum(len(item.tree) for item in chosen))
+                    on_batch(len(chosen), sum(len(item.tree) for item in chosen))
         return found
 
     def _logprobs(self, variant: str, groups: Sequence[Sequence[ScoredTree]]) -> list[Tensor]:

@@ -88,6 +88,7 @@ class PolicyImprovement:
             rows=self._rows,
             seed=self.tools.seed_of(f"rounds-{iteration}"),
             on_stage=self._staged,
+            on_batch=self._passed,
         )
         self.tools.fit(self.policy, rounds, settings.rounds, rounds=True)
         rounds.measure()
@@ -115,7 +116,11 @@ class PolicyImprovement:
 
     def _score(self, states: Sequence[RoundState]) -> list[list[float]]:
         trees = [state.tree for state in states]
-        return self.critic.score(trees, rows=self._rows, on_batch=lambda _: self.tools.moved())
+        return self.critic.score(trees, rows=self._rows, on_batch=self._passed)
+
+    def _passed(self, conversations: int, tokens: int) -> None:
+        self.tools.progress.done += conversations
+        self.tools.moved()
 
     def _staged(self, stage: str, total: int) -> None:
         release_memory()

@@ -246,9 +246,10 @@ class Talker:
     def engine(self, seed: int, *, keep: bool) -> LocalEngine:
         """An engine that samples from the policy and counts its tokens into the progress."""
 
-        def counted(tokens: int) -> None:
+        def counted(tokens: int, ended: int) -> None:
             self.tools.progress.tokens += tokens
             if self.tools.progress.unit == "responses":
+                self.tools.progress.done += ended
                 self.tools.moved()
 
         return LocalEngine(

@@ -309,10 +309,10 @@ def test_scores_are_the_forward_pass_in_the_order_of_the_responses(
     stir(critic.model, "critic", scale=0.3)
     torch.nn.init.normal_(critic.head.linear.weight)
     trees = two_trees(renderer)
-    tokens: list[int] = []
-    scores = critic.score(trees, rows=2, on_batch=tokens.append)
+    passes: list[tuple[int, int]] = []
+    scores = critic.score(trees, rows=2, on_batch=lambda count, tokens: passes.append((count, tokens)))
     assert [len(values) for values in scores] == [8, 1, 4]
-    assert sum(tokens) == sum(map(len, trees))
+    assert [sum(each) for each in zip(*passes, strict=True)] == [len(trees), sum(map(len, trees))]
     assert critic.model.active == "policy"
     with torch.no_grad(), critic.model.using("critic"):
         for tree, values in zip(trees, scores, strict=True):

@@ -152,6 +152,9 @@ def test_progress_counts_up_to_the_end_of_each_step(run: Run) -> None:
     assert furthest["improve", 1, "batches"] == (2, 2)
     units = [unit for phase, unit in run.watcher.units if phase == "improve"]
     assert units == ["", "responses", "conversations scored", "conversations prepared", "batches"]
+    for unit in units[1:]:
+        done, total = furthest["improve", 0, unit]
+        assert done == total > 0
     assert all(run.watcher.tokens[phase] > 0 for phase in run.watcher.phases)
 
 

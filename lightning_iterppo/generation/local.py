@@ -52,7 +52,8 @@ class LocalEngine:
         variant: which variant samples.
         grouped: attend without copies of keys and values that several heads share; False leaves it to transformers, for
             comparison.
-        on_step: called with the number of tokens of each decoding step, for a progress display.
+        on_step: called with the number of tokens of each decoding step and of responses that ended with it, for a
+            progress display.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class LocalEngine:
         keep: bool = False,
         variant: str = POLICY,
         grouped: bool = True,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model = model
         self.stop_token_id = stop_token_id
@@ -252,7 +253,7 @@ class LocalEngine:
                 running[row] = own[-1] != self.stop_token_id and len(own) < sampling.max_new_tokens
             self._generated += len(alive)
             if self.on_step is not None:
-                self.on_step(len(alive))
+                self.on_step(len(alive), sum(not running[row] for row in alive))
             ended = [row for row, runs in enumerate(running) if not runs]
             admitted = queue.take(len(ended)) if queue is not None and ended else None
             if admitted is None:

@@ -371,11 +371,12 @@ def test_another_variant_may_speak(make_language_model: Make, stir: Callable[...
 
 def test_tokens_are_counted_and_announced(make_language_model: Make) -> None:
     model = eager_to_end(make_language_model())
-    steps: list[int] = []
-    engine = an_engine(model, on_step=steps.append)
+    steps: list[tuple[int, int]] = []
+    engine = an_engine(model, on_step=lambda tokens, ended: steps.append((tokens, ended)))
     responses = engine.generate(PROMPTS, Sampling(max_new_tokens=6))
     total = sum(len(response.token_ids) for response in responses)
-    assert engine.generated_tokens == total == sum(steps)
+    assert engine.generated_tokens == total == sum(tokens for tokens, _ in steps)
+    assert sum(ended for _, ended in steps) == len(PROMPTS)
     engine.generate(PROMPTS[:2], Sampling(max_new_tokens=1))
     assert engine.generated_tokens == total + 2
 
