@@ -20,6 +20,7 @@ from lightning_iterppo.summary import IterationRecord, Rate, Summary
 ROOT = Path(__file__).resolve().parents[1]
 MACHINE = {"system": "Linux", "processor": "A Processor", "cores": 2, "threads": 2, "accelerator": None}
 BEGIN, END = "<!-- quickstart-table:begin -->", "<!-- quickstart-table:end -->"
+PAGE = ("<!-- adaptations:begin -->", "<!-- adaptations:end -->")
 
 
 record = load_script("benchmarks/quickstart/record.py")
@@ -71,12 +72,13 @@ def make(tmp_path: Path) -> Make:
 def readme(tmp_path: Path) -> Path:
     path = tmp_path / "README.md"
     path.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nEnd.\n", encoding="utf-8")
+    (tmp_path / "recipes.md").write_text("# Recipes\n\n{}\nold\n{}\n".format(*PAGE), encoding="utf-8")
     return path
 
 
 def call(tmp_path: Path, *runs: Path) -> int:
-    words = [*map(str, runs), "--results", str(tmp_path / "results"), "--readme", str(tmp_path / "README.md")]
-    code: int = record.main(words)
+    pages = ["--readme", str(tmp_path / "README.md"), "--page", str(tmp_path / "recipes.md")]
+    code: int = record.main([*map(str, runs), "--results", str(tmp_path / "results"), *pages])
     return code
 
 
@@ -88,7 +90,12 @@ def test_a_run_is_kept_whole(tmp_path: Path, make: Make, readme: Path) -> None:
     for name in ("summary.json", "recipe.yaml"):
         assert (kept / name).read_bytes() == (run / name).read_bytes()
     facts = json.loads((kept / "run.json").read_text(encoding="utf-8"))
-    assert facts == {"date": "2023-11-14", "command": "iterppo train shop seed=1", "machine": summary().machine}
+    assert facts == {
+        "date": "2023-11-14",
+        "command": "iterppo train shop seed=1",
+        "machine": summary().machine,
+        "adaptation": "lora-top",
+    }
     read = (kept / "conversations.md").read_text(encoding="utf-8")
     assert read.count("After ") == 20 and "After 19!" in read and "After 20!" not in read
     # The customers 0, 1 and 2 are not among those before.
@@ -112,6 +119,30 @@ def test_the_table(tmp_path: Path, make: Make, readme: Path) -> None:
         "`iterppo train shop seed=1 policy.clip=0.1 callbacks.progress=null`, `iterppo train shop seed=2`: 2023-11-14, "
         "A Processor, 2 cores, 2 threads, no accelerator, Linux, Python 3.11.7, torch 2.13.0." in text
     )
+
+
+def test_another_adaptation_is_kept_beside_the_recipe_and_shown_in_its_own_table(
+    tmp_path: Path, make: Make, readme: Path
+) -> None:
+    found = replace(summary(), seconds=2000.0, after=Rate(0.6, (0.5, 0.7), 240, 0.6))
+    found.iterations[0].policy["kl_old"] = 1.23456
+    assert call(tmp_path, make(found, "model/adaptation=lora")) == 0
+    assert call(tmp_path, make(summary(2))) == 0
+    (tmp_path / "runs" / "shop-1").rename(tmp_path / "runs" / "lora")
+    assert call(tmp_path, make(summary())) == 0
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "shop-lora-seed-1",
+        "shop-seed-1",
+        "shop-seed-2",
+    }
+    shown = readme.read_text(encoding="utf-8")
+    assert shown.count("| shop |") == 2 and "60.0 %" not in shown
+    page = (tmp_path / "recipes.md").read_text(encoding="utf-8")
+    assert [line for line in page.splitlines() if line.startswith("| `lora")] == [
+        "| `lora-top` | 25.0 % (20.0 to 31.0) | 50.0 % (43.7 to 56.3) | – | 20.6 | 3.5 |",
+        "| `lora` | 25.0 % (20.0 to 31.0) | 60.0 % (50.0 to 70.0) | 1.235 | 33.3 | 3.5 |",
+    ]
+    assert "`iterppo train shop seed=1`, `iterppo train shop model/adaptation=lora seed=1`: 2023-11-14" in page
 
 
 def test_recording_again_replaces(tmp_path: Path, make: Make, readme: Path) -> None:
@@ -161,3 +192,9 @@ def test_the_readme_shows_the_results_that_are_kept() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split(BEGIN)[1].split(END)[0]
     assert shown.strip() == record.table(record.RESULTS).strip()
+
+
+def test_the_page_of_recipes_shows_every_adaptation_that_is_kept() -> None:
+    text = record.PAGE.read_text(encoding="utf-8")
+    shown = text.split(PAGE[0])[1].split(PAGE[1])[0]
+    assert shown.strip() == record.adaptations(record.RESULTS).strip()
