@@ -20,7 +20,7 @@ class Adaptation:
     Args:
         kind: ``lora`` trains small matrices beside frozen weights, ``full`` trains every weight. ``dora`` is LoRA for a
             weight's direction, and trains its length by itself (Liu et al. 2024, "DoRA: weight-decomposed low-rank
-            adaptation"); it is never folded.
+            adaptation").
         rank: LoRA's rank; more can express more and costs more.
         alpha: LoRA's scale is alpha / rank.
         dropout: dropout before LoRA's matrices; any value above 0 makes PPO's ratio noisy.

@@ -7,6 +7,10 @@ it pays from some hundred tokens on. The adapter still trains: the gradients of 
 Weights of 16 bits are the exception: what an adapter adds to one is mostly less than half of its last bit, and rounding
 would drop it. There the adapter stays beside the weight and is computed in the weight's type too, where the processor
 is many times faster than with the adapter's 32 bits, with one pass over the output instead of three.
+
+DoRA (Liu et al. 2024) gives every row of ``W + s·BA`` a trained length m: row i is multiplied with m_i / n_i, where n_i
+is the length that it has by itself, through which no gradient goes (section 4.3). Peft measures all n in every pass,
+for every token that is generated; here they are measured once for as long as the weights stay.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,51 +30,88 @@ from lightning_iterppo.models.linear import FewRowsLinear, is_whole, linear
 
 
 class _FoldedLinear(torch.autograd.Function):
-    """``F.linear(x, W + s·BA, bias)``, differentiable in x, A and B."""
+    """``F.linear(x, c·(W + s·BA), bias)``, differentiable in x, A and B, and with DoRA in the lengths m; c = m / n."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, folded: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        folded: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scale: float,
+        lengths: Tensor | None,
+        factor: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(x, folded, down, up)
+        output = linear(x, folded, bias)
+        kept = None if lengths is None else output
+        ctx.save_for_backward(x, folded, bias, down, up, lengths, factor, kept)
         ctx.scale = scale
-        return linear(x, folded, bias)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, folded, down, up = ctx.saved_tensors
+        x, folded, bias, down, up, lengths, factor, output = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])  # (tokens, out)
         flat = x.reshape(-1, x.shape[-1])  # (tokens, in)
         grad_x = (grad @ folded).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_lengths = _of_lengths(grad, output, bias, lengths) if ctx.needs_input_grad[6] else None
+        if factor is not None:
+            grad = grad * factor
         grad_down = ((grad @ up).T @ flat) * ctx.scale if ctx.needs_input_grad[3] else None
         grad_up = (grad.T @ (flat @ down.T)) * ctx.scale if ctx.needs_input_grad[4] else None
-        return grad_x, None, None, grad_down, grad_up, None
+        return grad_x, None, None, grad_down, grad_up, None, grad_lengths, None
+
+
+def _of_lengths(grad: Tensor, output: Tensor, bias: Tensor | None, lengths: Tensor) -> Tensor:
+    """The gradient of DoRA's lengths: an output without its bias is m times what it is for a length of 1."""
+    flat = output.reshape(-1, output.shape[-1])
+    without = flat if bias is None else flat - bias
+    return (grad.to(lengths.dtype) * without.to(lengths.dtype)).sum(0) / lengths
 
 
 def _beside(x: Tensor, weight: Tensor, bias: Tensor | None, low: _Low) -> tuple[Tensor, Tensor, Tensor]:
     """The output (…, out), the input as (tokens, in), and what A makes of it, (tokens, rank)."""
     flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
     inner = flat @ low.down.T
-    return F.linear(flat, weight, bias).addmm_(inner, low.scaled_up.T).view(*x.shape[:-1], -1), flat, inner
+    output = F.linear(flat, weight, bias if low.excess is None else None).addmm_(inner, low.scaled_up.T)
+    if low.excess is not None:
+        output.addcmul_(output, low.excess)
+        if bias is not None:
+            output += bias
+    return output.view(*x.shape[:-1], -1), flat, inner
 
 
 class _BesideLinear(torch.autograd.Function):
-    """``F.linear(x, W, bias) + s·(x Aᵀ) Bᵀ`` in W's type, differentiable in x, A and B."""
+    """The same with A and B beside the weight, in W's type."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, low: _Low, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        low: _Low,
+        scale: float,
+        lengths: Tensor | None,
     ) -> Tensor:
         output, flat, inner = _beside(x, weight, bias, low)
-        ctx.save_for_backward(flat, inner, weight, down, up)
+        kept = None if lengths is None else output
+        ctx.save_for_backward(flat, inner, weight, bias, down, up, lengths, kept)
         ctx.low, ctx.scale, ctx.like = low, scale, x
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, inner, weight, down, up = ctx.saved_tensors
+        flat, inner, weight, bias, down, up, lengths, output = ctx.saved_tensors
         low = ctx.low
         grad = grads[0].reshape(-1, grads[0].shape[-1])  # (tokens, out)
+        grad_lengths = _of_lengths(grad, output, bias, lengths) if ctx.needs_input_grad[7] else None
+        if low.excess is not None:
+            grad = torch.addcmul(grad, grad, low.excess)
         grad_inner = grad @ low.scaled_up  # (tokens, rank)
         grad_x = grad_down = grad_up = None
         if ctx.needs_input_grad[0]:
@@ -78,26 +120,35 @@ class _BesideLinear(torch.autograd.Function):
             grad_down = (grad_inner.T @ flat).to(down.dtype)
         if ctx.needs_input_grad[4]:
             grad_up = (grad.T @ inner).to(up.dtype) * ctx.scale
-        return grad_x, None, None, grad_down, grad_up, None, None
+        return grad_x, None, None, grad_down, grad_up, None, None, grad_lengths
 
 
 @dataclass(frozen=True, slots=True)
 class _Low:
-    """An adapter's matrices in the weight's type: A, and s·B."""
+    """An adapter in the weight's type: A, s·B, and with DoRA what every output is multiplied with, less 1.
+
+    Less 1, since next to 1 most of what 16 bits have would go to the 1.
+    """
 
     down: Tensor
     scaled_up: Tensor
+    excess: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Fold:
-    """How a map computes for a while: with W + s·BA, or with A and B in W's type beside it."""
+    """How a map computes for a while: with c·(W + s·BA), or with A and B in W's type beside it.
+
+    With DoRA ``lengths`` are the trained ones, (out,), and ``factor`` is c; else there is none.
+    """
 
     down: Tensor
     up: Tensor
     scale: float
     folded: Tensor | None = None
     low: _Low | None = None
+    lengths: Tensor | None = None
+    factor: Tensor | None = None
 
 
 class _FoldableLinear(LoraLinear):
@@ -113,9 +164,11 @@ class _FoldableLinear(LoraLinear):
         if fold.low is not None:
             if not torch.is_grad_enabled():
                 return _beside(x, base.weight, base.bias, fold.low)[0]
-            arguments = (x, base.weight, base.bias, fold.down, fold.up, fold.low, fold.scale)
+            arguments = (x, base.weight, base.bias, fold.down, fold.up, fold.low, fold.scale, fold.lengths)
             return _BesideLinear.apply(*arguments)  # type: ignore[no-untyped-call]
-        return _FoldedLinear.apply(x, fold.folded, base.bias, fold.down, fold.up, fold.scale)  # type: ignore[no-untyped-call]
+        return _FoldedLinear.apply(  # type: ignore[no-untyped-call]
+            x, fold.folded, base.bias, fold.down, fold.up, fold.scale, fold.lengths, fold.factor
+        )
 
 
 class Folding:
@@ -181,7 +234,8 @@ def _fold(layer: LoraLinear, adapter: str) -> _Fold | None:
         or list(layer.active_adapters) != [adapter]
     ):
         return None
-    if layer.disable_adapters or layer.merged or adapter in layer.lora_variant:
+    variant = layer.lora_variant.get(adapter)
+    if layer.disable_adapters or layer.merged or not (variant is None or isinstance(variant, DoraLinearVariant)):
         return None
     weight = cast(Tensor, base.weight)
     if torch.is_autocast_enabled(weight.device.type):
@@ -190,12 +244,22 @@ def _fold(layer: LoraLinear, adapter: str) -> _Fold | None:
         return None
     down = cast(Tensor, layer.lora_A[adapter].weight)
     up = cast(Tensor, layer.lora_B[adapter].weight)
+    lengths = None if variant is None else cast(Tensor, layer.lora_magnitude_vector[adapter].weight)
     whole = weight.shape == (up.shape[0], down.shape[1]) and is_whole(weight)
-    if not whole or down.dtype != up.dtype:
+    if not whole or down.dtype != up.dtype or (lengths is not None and lengths.dtype != down.dtype):
         return None
     scale = float(layer.scaling[adapter])
-    if weight.dtype in (torch.bfloat16, torch.float16):
-        return _Fold(down, up, scale, low=_Low(down.to(weight.dtype), (up * scale).to(weight.dtype)))
-    if weight.dtype != down.dtype:
+    short = weight.dtype in (torch.bfloat16, torch.float16)
+    if not short and weight.dtype != down.dtype:
         return None
-    return _Fold(down, up, scale, folded=torch.addmm(weight, up, down, alpha=scale))
+    # Rows that peft measures in the adapter's type are measured in it here too.
+    moved = torch.addmm(weight.to(down.dtype), up, down, alpha=scale) if lengths is not None or not short else None
+    factor = None if lengths is None or moved is None else lengths / torch.linalg.vector_norm(moved, dim=1)
+    if short:
+        excess = None if factor is None else (factor - 1).to(weight.dtype)
+        low = _Low(down.to(weight.dtype), (up * scale).to(weight.dtype), excess)
+        return _Fold(down, up, scale, low=low, lengths=lengths, factor=factor)
+    assert moved is not None
+    return _Fold(
+        down, up, scale, folded=moved if factor is None else moved * factor[:, None], lengths=lengths, factor=factor
+    )

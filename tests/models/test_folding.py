@@ -20,10 +20,15 @@ def a_batch() -> TreeBatch:
     return collate_trees([tree], pad_token_id=0)
 
 
-@pytest.fixture
-def models(make_language_model: Callable[..., LanguageModel], stir: Callable[..., None]) -> list[LanguageModel]:
+KINDS = pytest.mark.parametrize("kind", ["lora", "dora"])
+
+
+@pytest.fixture(params=["lora", "dora"])
+def models(
+    request: pytest.FixtureRequest, make_language_model: Callable[..., LanguageModel], stir: Callable[..., None]
+) -> list[LanguageModel]:
     """The same model twice, folding and not."""
-    made = [make_language_model("lora", top_layers=1, fold=fold).double() for fold in (True, False)]
+    made = [make_language_model(request.param, top_layers=1, fold=fold).double() for fold in (True, False)]
     for model in made:
         for seed, variant in enumerate((POLICY, ANCHOR, CRITIC)):
             stir(model, variant, seed=seed + 1)
@@ -44,7 +49,8 @@ def test_outputs_and_gradients_are_those_of_the_adapter(models: list[LanguageMod
         (fast, fast_grads), (plain, plain_grads) = map(outputs, models)
         torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-10)
         assert fast_grads.keys() == plain_grads.keys()
-        assert len(fast_grads) == 14, "A and B of seven maps of one layer"
+        each = 2 if models[0].adaptation.kind == "lora" else 3
+        assert len(fast_grads) == 7 * each, "A and B of seven maps of one layer, and with DoRA their lengths"
         for name, grad in plain_grads.items():
             torch.testing.assert_close(fast_grads[name], grad, rtol=1e-9, atol=1e-10)
 
@@ -87,15 +93,16 @@ def test_an_exception_inside_leaves_nothing_folded(models: list[LanguageModel]) 
     assert model._folding.count == 0
 
 
+@KINDS
 def test_what_would_not_be_exact_is_left_beside_the_weights(
-    make_language_model: Callable[..., LanguageModel],
+    kind: str, make_language_model: Callable[..., LanguageModel]
 ) -> None:
     def count(model: LanguageModel) -> int:
         with model.folded():
             assert isinstance(model._folding, Folding)
             return model._folding.count
 
-    model = make_language_model("lora")
+    model = make_language_model(kind)
     assert count(model) == 14
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert count(model) == 0
@@ -120,8 +127,9 @@ def test_another_adapter_inside_is_folded_for_itself(models: list[LanguageModel]
     assert not torch.allclose(inner, outer)
 
 
-def test_dropout_keeps_its_noise(make_language_model: Callable[..., LanguageModel]) -> None:
-    model = make_language_model("lora", dropout=0.5)
+@KINDS
+def test_dropout_keeps_its_noise(kind: str, make_language_model: Callable[..., LanguageModel]) -> None:
+    model = make_language_model(kind, dropout=0.5)
     assert model._folding is not None
     with model.train().folded():
         assert model._folding.count == 0
@@ -137,10 +145,11 @@ def in_bfloat16(model: LanguageModel) -> LanguageModel:
     return model
 
 
+@KINDS
 def test_beside_weights_of_16_bits_an_adapter_computes_in_16_bits_too(
-    make_language_model: Callable[..., LanguageModel], stir: Callable[..., None]
+    kind: str, make_language_model: Callable[..., LanguageModel], stir: Callable[..., None]
 ) -> None:
-    made = [make_language_model("lora", fold=fold) for fold in (True, False, False)]
+    made = [make_language_model(kind, fold=fold) for fold in (True, False, False)]
     for model in made:
         stir(model, POLICY, seed=1)
         in_bfloat16(model)
@@ -175,18 +184,45 @@ def test_a_small_adapter_is_not_rounded_away_beside_weights_of_16_bits(
         torch.testing.assert_close(linear(x).float(), torch.full((1, len(up)), 0.0008), rtol=0.02, atol=0)
 
 
+def test_a_length_that_hardly_moved_is_not_rounded_away_beside_weights_of_16_bits(
+    make_language_model: Callable[..., LanguageModel],
+) -> None:
+    model = make_language_model("dora")
+    layer = next(m for m in model.modules() if hasattr(m, "lora_A"))
+    lengths = layer.lora_magnitude_vector[POLICY].weight
+    weight = layer.base_layer.weight
+    weight.data = torch.zeros_like(weight).bfloat16()
+    weight.data[:, 0], weight.data[:, 1] = 1.0, -1.0
+    x = torch.zeros(1, weight.shape[1], dtype=torch.bfloat16)
+    x[0, 0], x[0, 1] = 1.0, 0.99  # the output is 0.01, which 16 bits tell from 0.01 and a two-hundredth of it
+    lengths.data = torch.full_like(lengths, 2**0.5)
+    with torch.no_grad():
+        with model.folded():
+            before = layer(x).float()
+        lengths.data *= 1.01
+        with model.folded():
+            after = layer(x).float()
+    torch.testing.assert_close(after / before, torch.full_like(before, 1.01), rtol=0.004, atol=0)
+
+
+@pytest.mark.parametrize("lengths", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_map_beside_a_weight_is_peft_s_formula(bias: bool) -> None:
+def test_the_map_beside_a_weight_is_peft_s_formula(bias: bool, lengths: bool) -> None:
     torch.manual_seed(0)
     x, weight, down, up = (torch.randn(*s, dtype=torch.float64) for s in ((2, 3, 5), (4, 5), (2, 5), (4, 2)))
     offset = torch.randn(4, dtype=torch.float64) if bias else None
-    for tensor in (x, down, up):
+    trained = (torch.rand(4, dtype=torch.float64) + 1) if lengths else None
+    inputs = [x, down, up] if trained is None else [x, down, up, trained]
+    for tensor in inputs:
         tensor.requires_grad_()
     scale = 1.7
-    plain = torch.nn.functional.linear(x, weight, offset) + scale * (x @ down.T) @ up.T
-    low = _Low(down.detach(), scale * up.detach())
-    fast = _BesideLinear.apply(x, weight, offset, down, up, low, scale)
+    own = (weight + scale * up @ down).norm(dim=1).detach()
+    factor = torch.ones(4, dtype=torch.float64) if trained is None else trained / own
+    plain = factor * (torch.nn.functional.linear(x, weight) + scale * (x @ down.T) @ up.T)
+    plain = plain if offset is None else plain + offset
+    low = _Low(down.detach(), scale * up.detach(), None if trained is None else (factor - 1).detach())
+    fast = _BesideLinear.apply(x, weight, offset, down, up, low, scale, trained)
     torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-12)
-    expected = torch.autograd.grad((plain**2).sum(), (x, down, up))
-    for found, wanted in zip(torch.autograd.grad((fast**2).sum(), (x, down, up)), expected, strict=True):
+    expected = torch.autograd.grad((plain**2).sum(), inputs)
+    for found, wanted in zip(torch.autograd.grad((fast**2).sum(), inputs), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
