@@ -198,3 +198,4 @@ def test_the_page_of_recipes_shows_every_adaptation_that_is_kept() -> None:
     text = record.PAGE.read_text(encoding="utf-8")
     shown = text.split(PAGE[0])[1].split(PAGE[1])[0]
     assert shown.strip() == record.adaptations(record.RESULTS).strip()
+    assert all(f"| `{word}` |" in shown for word in record.ADAPTATIONS)
