@@ -188,6 +188,16 @@ def test_a_readme_without_markers_stays(tmp_path: Path, readme: Path, capsys: py
     assert readme.read_text(encoding="utf-8") == "# Title\n"
 
 
+def test_without_the_markers_of_one_page_the_other_stays(
+    tmp_path: Path, readme: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = readme.read_text(encoding="utf-8")
+    (tmp_path / "recipes.md").write_text("# Recipes\n", encoding="utf-8")
+    assert call(tmp_path) == 2
+    assert PAGE[0] in capsys.readouterr().err
+    assert readme.read_text(encoding="utf-8") == before
+
+
 def test_the_readme_shows_the_results_that_are_kept() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = text.split(BEGIN)[1].split(END)[0]

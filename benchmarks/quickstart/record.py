@@ -29,7 +29,7 @@ from lightning_iterppo.summary import Rate, Summary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pages import fill
+from pages import filled
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "quickstart"
@@ -289,8 +289,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for run in arguments.runs:
             print(f"{run} is kept in {record(run, arguments.results)}")
-        fill(arguments.readme, {"quickstart-table": table(arguments.results)})
-        fill(arguments.page, {"adaptations": adaptations(arguments.results)})
+        tables = {
+            arguments.readme: ("quickstart-table", table(arguments.results)),
+            arguments.page: ("adaptations", adaptations(arguments.results)),
+        }
+        texts = {page: filled(page.read_text(encoding="utf-8"), *part, str(page)) for page, part in tables.items()}
+        for page, text in texts.items():
+            write_text_atomically(page, text)
     except (IterPPOError, OSError, ValueError) as error:
         print(f"record.py: {error}", file=sys.stderr)
         return 2
