@@ -81,7 +81,7 @@ def record(run: Path, results: Path) -> Path:
     config = load_recipe(directory.recipe)
     facts = {
         "date": made.date().isoformat(),
-        "command": command(directory.recipe),
+        "command": command(config),
         "machine": summary.machine,
         "adaptation": adaptation(config),
     }
@@ -129,9 +129,8 @@ def _with(recipe: str, word: str) -> Recipe:
     return compose(recipe, [f"model/adaptation={word}"])
 
 
-def command(recipe: Path) -> str:
+def command(config: Recipe) -> str:
     """The command that makes such a run: the recipe's name, and every value that differs from it."""
-    config = load_recipe(recipe)
     if not _is_of_the_package(config):
         return "iterppo train recipe.yaml"
     other = other_adaptation(config)

@@ -139,7 +139,7 @@ class _Low:
 class _Fold:
     """How a map computes for a while: with c·(W + s·BA), or with A and B in W's type beside it.
 
-    With DoRA ``lengths`` are the trained ones, (out,), and ``factor`` is c; else there is none.
+    With DoRA ``lengths`` are the trained ones, (out,), and ``factor`` is c of a folded weight.
     """
 
     down: Tensor
@@ -249,17 +249,23 @@ def _fold(layer: LoraLinear, adapter: str) -> _Fold | None:
     if not whole or down.dtype != up.dtype or (lengths is not None and lengths.dtype != down.dtype):
         return None
     scale = float(layer.scaling[adapter])
-    short = weight.dtype in (torch.bfloat16, torch.float16)
-    if not short and weight.dtype != down.dtype:
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        excess = None
+        if lengths is not None:  # measured in the adapter's type, as peft does
+            excess = (_factor(torch.addmm(weight.to(down.dtype), up, down, alpha=scale), lengths) - 1).to(weight.dtype)
+        return _Fold(
+            down, up, scale, low=_Low(down.to(weight.dtype), (up * scale).to(weight.dtype), excess), lengths=lengths
+        )
+    if weight.dtype != down.dtype:
         return None
-    # Rows that peft measures in the adapter's type are measured in it here too.
-    moved = torch.addmm(weight.to(down.dtype), up, down, alpha=scale) if lengths is not None or not short else None
-    factor = None if lengths is None or moved is None else lengths / torch.linalg.vector_norm(moved, dim=1)
-    if short:
-        excess = None if factor is None else (factor - 1).to(weight.dtype)
-        low = _Low(down.to(weight.dtype), (up * scale).to(weight.dtype), excess)
-        return _Fold(down, up, scale, low=low, lengths=lengths, factor=factor)
-    assert moved is not None
-    return _Fold(
-        down, up, scale, folded=moved if factor is None else moved * factor[:, None], lengths=lengths, factor=factor
-    )
+    folded = torch.addmm(weight, up, down, alpha=scale)
+    if lengths is None:
+        return _Fold(down, up, scale, folded=folded)
+    factor = _factor(folded, lengths)
+    return _Fold(down, up, scale, folded=folded.mul_(factor[:, None]), lengths=lengths, factor=factor)
+
+
+def _factor(rows: Tensor, lengths: Tensor) -> Tensor:
+    """What every row is multiplied with to have its trained length, (out,)."""
+    factor: Tensor = lengths / torch.linalg.vector_norm(rows, dim=1)
+    return factor
